@@ -1,41 +1,76 @@
 """Builds kat_mm and its compiled op: one binary for every CPython >= 3.10 and torch >= 2.10.
 
 The CUDA part is built where nvcc is found, with or without a GPU. TORCH_CUDA_ARCH_LIST chooses the
-GPU architectures, by default all those that both this torch and this nvcc support.
+GPU architectures, by default one of each generation that both this torch and this nvcc support.
+What cannot be built is left out, with a line that says why: kat_mm then runs in plain PyTorch.
 """
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-TARGET_TORCH = '0x020a000000000000'  # the stable ABI of torch 2.10
-CXX_FLAGS = ['-O3', '-fvisibility=hidden', f'-DTORCH_TARGET_VERSION={TARGET_TORCH}']
+TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
+CUDA_SOURCE = 'ops/cuda/rational.cu'
+CXX_FLAGS = ['-O3', '-fvisibility=hidden', TARGET_FLAG]
+
+
+def nvcc_output(cuda_home: str, *options: str) -> str:
+    command = [f'{cuda_home}/bin/nvcc', *options]
+    return subprocess.check_output(command, text=True, stderr=subprocess.STDOUT)
+
+
+def cuda_library_dirs(cuda_home: str) -> list[str]:
+    """Returns where nvcc itself links from: torch's guess misses an nvcc that is a wrapper."""
+    return re.findall(r'"-L([^"]+)"', nvcc_output(cuda_home, '--dryrun', CUDA_SOURCE))
 
 
 def cuda_arch_list(cuda_home: str) -> str:
-    """Returns the architectures known to both torch and nvcc, the newest also as PTX."""
+    """Returns the oldest architecture of each generation known to torch and nvcc, PTX for more.
+
+    Machine code for one architecture runs on all later ones of its generation.
+    """
     import torch
 
-    listing = subprocess.check_output([f'{cuda_home}/bin/nvcc', '--list-gpu-arch'], text=True)
-    nvcc = {int(number) for number in re.findall(r'compute_(\d+)', listing)}
-    flags = torch._C._cuda_getArchFlags() or ''
-    archs = sorted(nvcc & {int(number) for number in re.findall(r'sm_(\d+)', flags)})
-    names = [f'{arch // 10}.{arch % 10}' for arch in archs or [min(nvcc)]]
-    return ';'.join(names) + '+PTX'
+    nvcc = re.findall(r'compute_(\d+)', nvcc_output(cuda_home, '--list-gpu-arch'))
+    built = re.findall(r'sm_(\d+)', torch._C._cuda_getArchFlags() or '')
+    generations = {}
+    for arch in sorted({int(number) for number in nvcc} & {int(number) for number in built}):
+        generations.setdefault(arch // 10, f'{arch // 10}.{arch % 10}')
+    return ';'.join(generations.values()) + '+PTX'
+
+
+def why_not_cuda(cuda_home: str | None) -> str | None:
+    """Returns the reason why the CUDA kernels cannot be built, if there is one."""
+    import torch
+
+    if not torch.version.cuda:
+        return 'this torch has no CUDA'
+    if not cuda_home:
+        return 'nvcc was not found (set CUDA_HOME to a CUDA toolkit)'
+    release = re.search(r'release (\d+)', nvcc_output(cuda_home, '--version'))[1]
+    if release != torch.version.cuda.split('.')[0]:
+        return f'nvcc is of CUDA {release} and torch of CUDA {torch.version.cuda}'
+    return None
 
 
 def extensions() -> list:
-    """Describes the libraries to build; none without a torch that has the stable ABI."""
+    """Describes the libraries to build."""
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
+        print('kat_mm: the op is not built: torch is not installed in this environment')
         return []
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 10):
+        print(f'kat_mm: the op is not built: it needs torch >= 2.10, this is {torch.__version__}')
+        return []
+    if not shutil.which(os.environ.get('CXX', 'c++')):
+        print('kat_mm: the op is not built: no C++ compiler was found (install one or set CXX)')
         return []
     common = {'py_limited_api': True, 'extra_link_args': ['-Wl,--as-needed', '-s']}
     headers = ['ops/rational.h', 'ops/tensors.h']
@@ -48,21 +83,26 @@ def extensions() -> list:
             **common,
         )
     ]
-    if cpp_extension.CUDA_HOME and torch.version.cuda:
-        if 'TORCH_CUDA_ARCH_LIST' not in os.environ:
-            os.environ['TORCH_CUDA_ARCH_LIST'] = cuda_arch_list(cpp_extension.CUDA_HOME)
-        modules.append(
-            cpp_extension.CUDAExtension(
-                'kat_mm._C_cuda',
-                ['ops/cuda/rational.cu'],
-                depends=headers,
-                extra_compile_args={
-                    'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
-                    'nvcc': ['-O3', '-DUSE_CUDA', f'-DTORCH_TARGET_VERSION={TARGET_TORCH}'],
-                },
-                **common,
-            )
+    reason = why_not_cuda(cpp_extension.CUDA_HOME)
+    if reason:
+        print(f'kat_mm: the CUDA kernels are not built: {reason}')
+        return modules
+    if 'TORCH_CUDA_ARCH_LIST' not in os.environ:
+        os.environ['TORCH_CUDA_ARCH_LIST'] = cuda_arch_list(cpp_extension.CUDA_HOME)
+    modules.append(
+        cpp_extension.CUDAExtension(
+            'kat_mm._C_cuda',
+            [CUDA_SOURCE],
+            library_dirs=cuda_library_dirs(cpp_extension.CUDA_HOME),
+            depends=headers,
+            extra_compile_args={
+                'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
+                # Several architectures are compiled at a time, one for each core.
+                'nvcc': ['-O3', '--threads=0', '-DUSE_CUDA', TARGET_FLAG],
+            },
+            **common,
         )
+    )
     return modules
 
 

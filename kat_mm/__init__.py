@@ -1,3 +1,24 @@
-"""Kolmogorov-Arnold Transformer backbones for dense prediction on OpenMMLab."""
+"""Kolmogorov-Arnold Transformer backbones for dense prediction on OpenMMLab.
+
+With torch alone, `kat_mm.rational` is there: the op and its layer. Where mmengine is installed,
+the import also registers the backbone KAT and its parts in mmengine's root registries, and lets
+today's torch run the OpenMMLab releases (`kat_mm.compat`); so `custom_imports=dict(
+imports=['kat_mm'])` is all that a config needs.
+"""
+
+from importlib.util import find_spec
+
+from . import rational
 
 __version__ = '0.1.0'
+__all__ = ['rational']
+
+if find_spec('mmengine'):
+    from . import compat
+
+    compat.install()
+    from . import engine, models
+
+    __all__ += ['compat', 'engine', 'models']
+    if find_spec('mmcv'):
+        from .datasets import loading  # noqa: F401, registers the image loader

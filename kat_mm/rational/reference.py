@@ -1,4 +1,4 @@
-"""The group-rational function in plain PyTorch: the oracle of the tests and the fallback of the op."""
+"""The group-rational function in plain PyTorch: the op's oracle and fallback."""
 
 import torch
 from torch import Tensor

@@ -57,7 +57,7 @@ def test_coefficients_may_be_given():
 
 
 @pytest.mark.parametrize(
-    'arguments, message',
+    ('arguments', 'message'),
     [
         (dict(init='swich'), "unknown rational init 'swich'; known: elu, gelu"),
         (dict(init='swish', order=(3, 2)), r'order=\(3, 2\) holds 4 and 2'),

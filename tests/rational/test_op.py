@@ -49,7 +49,9 @@ def test_cpu_kernel_is_compiled():
     assert 'cpu' in compiled_devices(), 'the compiled CPU kernel is missing: build it first'
 
 
-@pytest.mark.parametrize('shape, channel_dim', [((3, 7, 48), -1), ((2, 16, 5, 9), 1), ((24,), 0)])
+@pytest.mark.parametrize(
+    ('shape', 'channel_dim'), [((3, 7, 48), -1), ((2, 16, 5, 9), 1), ((24,), 0)]
+)
 @pytest.mark.parametrize('shared', [True, False])
 def test_fp32_agrees_with_fp64(device, shape, channel_dim, shared):
     a, b = coefficients(8, shared=shared, device=device)
@@ -224,7 +226,7 @@ OPCHECK = [
 ]
 
 
-@pytest.mark.parametrize('kwargs, case', OPCHECK, ids=[case for _, case in OPCHECK])
+@pytest.mark.parametrize(('kwargs', 'case'), OPCHECK, ids=[case for _, case in OPCHECK])
 def test_opcheck(device, kwargs, case):
     a, b = coefficients(4, device=device)
     x = torch.randn(0 if case == 'empty' else 3, 8, device=device)
@@ -326,7 +328,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize('change, error, message', ERRORS)
+@pytest.mark.parametrize(('change', 'error', 'message'), ERRORS)
 def test_errors_name_what_is_wrong(change, error, message):
     a, b = coefficients(8)
     arguments = dict(x=torch.zeros(4, 16), a=a, b=b, channel_dim=-1) | change

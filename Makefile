@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each sets up the virtual environment VENV first, if that has not been done.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?= -q --disable-pip-version-check
+
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+RUN := PYTHONUNBUFFERED=1 $(VENV)/bin/python
+
+.PHONY: demo test lint setup clean
+
+setup: $(BUILT)
+
+# mmengine reads configs of other packages with pkg_resources, so setuptools comes from the
+# constraints too; ensurepip's own would be too old or too new.
+$(INSTALLED): requirements.txt .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing the packages into $(VENV): a few minutes, of which PyTorch is the most.'
+	$(VENV)/bin/pip install $(PIP_FLAGS) -r requirements.txt -c .ci/constraints.txt
+	touch $@
+
+$(BUILT): $(INSTALLED) setup.py $(wildcard ops/*.h ops/*/*)
+	@echo 'Building the op.'
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/pip install $(PIP_FLAGS) --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(BUILT)
+	$(RUN) tools/demo.py
+
+test: $(BUILT)
+	$(RUN) -m pytest tests
+
+lint: $(BUILT)
+	$(VENV)/bin/pip install $(PIP_FLAGS) -c .ci/constraints.txt ruff clang-format
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard ops/*.h ops/*/*)
+
+clean:
+	rm -rf build kat_mm.egg-info kat_mm/*.so $(BUILT)

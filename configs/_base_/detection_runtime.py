@@ -1,0 +1,10 @@
+# What all detection runs share: safe checkpoints, runs that resume exactly, a stop at divergence.
+_base_ = 'mmdet::_base_/default_runtime.py'
+
+custom_imports = dict(imports=['kat_mm'])
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
+)
+custom_hooks = [dict(type='EpochSeedHook'), dict(type='FiniteLossHook')]
+log_processor = dict(type='MemoryLogProcessor')
+randomness = dict(seed=0)

@@ -1,0 +1,58 @@
+# Mask R-CNN with a small KAT on the embedded data set: minutes on two CPU cores.
+_base_ = [
+    './_base_/mask_rcnn.py',
+    './_base_/digit_scenes_instance.py',
+    './_base_/detection_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=96, num_layers=4, num_heads=3),
+        img_size=128,
+        patch_size=8,
+        window_size=0,
+        drop_path_rate=0.0,
+    ),
+    neck=dict(in_channels=96, in_stride=8, out_channels=64),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        num_convs=1,
+        anchor_generator=dict(scales=[4]),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(
+            type='Shared2FCBBoxHead',
+            in_channels=64,
+            fc_out_channels=256,
+            num_classes=10,
+            norm_cfg=None,
+        ),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(
+            in_channels=64, conv_out_channels=64, num_convs=2, num_classes=10, norm_cfg=None
+        ),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=50)),
+)
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    constructor='KATOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=8e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=1.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=4, convert_to_iter_based=True),
+]
+default_hooks = dict(logger=dict(interval=20))

@@ -1,0 +1,174 @@
+"""What the command-line tools share: configs, checks before work starts, errors in one line."""
+
+import argparse
+import difflib
+import logging
+import os
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
+
+from ..errors import ConfigError, DataError, UserError
+
+DEMO = 'or try the embedded data set: make demo'
+CHECKPOINT_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+
+
+def run_reporting_errors(main: Callable[[], None]) -> None:
+    """Runs `main`; what the user can mend ends it with one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        # Loader workers and mm's registries wrap the message; its last line is our own.
+        message = str(error).strip().splitlines()[-1]
+        message = re.sub(r'^(kat_mm\.errors\.\w+: )?(class `\w+` in \S+: )*', '', message)
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(1)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Returns the parser with the options that training and testing share."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument('config', help='config file')
+    result.add_argument('--work-dir', help='where logs, checkpoints and results go')
+    result.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='settings that override the config, such as train_cfg.max_epochs=12',
+    )
+    result.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of distributed training',
+    )
+    # torch.distributed.launch passes it in this way, torchrun in the environment.
+    result.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return result
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config and puts the shared options in.
+
+    Raises:
+        ConfigError: if there is no such file; it names the closest ones.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # mmengine reads `_base_ = 'mmdet::...'` through it, once for each such line.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    path = Path(args.config)
+    if not path.is_file():
+        known = [str(p) for p in (path.parent if path.parent.is_dir() else Path()).glob('*.py')]
+        known += [str(p) for p in Path('configs').glob('**/*.py') if '_base_' not in p.parts]
+        close = difflib.get_close_matches(args.config, sorted(set(known)), 3, 0.5)
+        hint = f'did you mean {" or ".join(close)}?' if close else 'configs are in configs/'
+        raise ConfigError(f'config {args.config} does not exist; {hint}')
+    config = Config.fromfile(path)
+    config.merge_from_dict(args.cfg_options)
+    config.launcher = args.launcher
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs') / path.stem)
+    use_full_precision_on_cpu(config)
+    return config
+
+
+def use_full_precision_on_cpu(config: Config) -> None:
+    """Turns mixed precision off where there is no accelerator, for which alone mm offers it."""
+    wrapper = config.get('optim_wrapper')
+    if wrapper and wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        print_log('no GPU: training in fp32 instead of mixed precision', level=logging.WARNING)
+        wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale', 'use_fp64'):
+            wrapper.pop(key, None)
+
+
+def nested(node, key: str) -> Iterator[ConfigDict]:
+    """Yields every dict in `node` that has `key`, outermost first."""
+    if isinstance(node, dict):
+        if key in node:
+            yield node
+        for value in node.values():
+            yield from nested(value, key)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from nested(value, key)
+
+
+def _is_local(path: str) -> bool:
+    return '://' not in path and not re.match(r'\w+:', path)
+
+
+def check_data(config: Config, *splits: str) -> None:
+    """Checks that the files and folders of the data sets of some splits exist.
+
+    Raises:
+        DataError: names the first that is missing, its data set and ways out.
+    """
+    for split in splits:
+        loader = config.get(f'{split}_dataloader')
+        for dataset in nested(loader, 'data_root') if loader else ():
+            root = str(dataset['data_root'] or '')
+            parts = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
+            for part in ['', *(p for p in parts if isinstance(p, str))]:
+                path = Path(root, part)
+                if root and _is_local(root) and _is_local(part) and not path.exists():
+                    raise DataError(_missing_data(root, path))
+
+
+def _missing_data(root: str, path: Path) -> str:
+    missing = f'data set not found in {root!r}: {path} does not exist'
+    if Path(root).name == 'digit_scenes':
+        return f'{missing}. Make it with: python tools/make_digit_scenes.py {root}'
+    return f'{missing}. Put or link the data set there, {DEMO}'
+
+
+def check_checkpoint(path: str) -> None:
+    """Checks that a local checkpoint can be read.
+
+    Raises:
+        DataError: names the file and what is wrong with it.
+    """
+    if not _is_local(path):
+        return
+    if not Path(path).is_file():
+        raise DataError(f'checkpoint {path} does not exist')
+    if path.endswith('.safetensors'):
+        return
+    try:
+        # Mapped, so that only the structure is read; safe, so that nothing in it is run.
+        torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except CHECKPOINT_ERRORS as mapped:
+        try:  # files older than torch 1.6 cannot be mapped
+            torch.load(path, map_location='cpu', weights_only=True)
+        except CHECKPOINT_ERRORS:
+            reason = str(mapped).splitlines()[0] if str(mapped) else type(mapped).__name__
+            raise DataError(f'checkpoint {path} cannot be read: {reason}') from mapped
+
+
+def check_pretrained(config: Config) -> None:
+    """Checks the local pretrained weights that the model's init_cfg names.
+
+    Raises:
+        DataError: names the file and ways out.
+    """
+    for init in nested(config.get('model'), 'checkpoint'):
+        path = init['checkpoint']
+        if isinstance(path, str) and _is_local(path):
+            if not Path(path).exists():
+                raise DataError(
+                    f'pretrained weights {path} not found. Put the file there, set '
+                    'model.backbone.init_cfg.checkpoint, or train from scratch with '
+                    '--cfg-options model.backbone.init_cfg=None'
+                )
+            check_checkpoint(path)

@@ -1,0 +1,140 @@
+"""The simple feature pyramid: maps of several strides from the one map of a plain backbone."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class SimplePyramid(nn.Module):
+    """Computes maps at several strides, each from the last map of a backbone alone.
+
+    A level at a finer stride is upsampled by a 2 x 2 deconvolution for each factor of two, which
+    halves the channels, with norm and GELU between two of them; one at a coarser stride is
+    max-pooled. Then come a 1 x 1 and a 3 x 3 convolution, each with a norm (ViTDet,
+    arXiv 2203.16527, section 3). As an mm neck it takes the maps of a backbone.
+
+    Args:
+        in_channels: channels of the map.
+        out_channels: channels of the levels, one number for all or one for each.
+        in_stride: stride of the map in pixels, the patch size of a plain backbone.
+        strides: strides of the levels in pixels. Each is in_stride times a power of two, such as
+            4 = 16 / 4.
+        num_outs: number of maps returned. Those beyond the strides subsample the last level by
+            2 each, as Mask R-CNN's anchors need. By default as many as strides.
+        norm_cfg: norm behind convolutions: 'LN2d' is a layer norm over channels; any other type
+            is built by mmcv; None for none.
+
+    Returns from forward:
+        A tuple of maps [B, out_channels, ceil(n * in_stride / stride), ...] where the input has
+        size n; with the image's size (H, W) as a second argument, cropped to
+        [B, out_channels, ceil(H / stride), ceil(W / stride)].
+
+    Raises:
+        ValueError: for a stride that cannot be reached, numbers of channels that do not fit the
+            strides, or num_outs below their number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | Sequence[int] = 256,
+        in_stride: int = 16,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        num_outs: int | None = None,
+        norm_cfg: dict | None = {'type': 'LN2d'},  # noqa: B006, never written to
+    ):
+        super().__init__()
+        strides = tuple(strides)
+        channels = (
+            (out_channels,) * len(strides) if isinstance(out_channels, int) else tuple(out_channels)
+        )
+        if len(channels) != len(strides):
+            raise ValueError(
+                f'out_channels {channels} must be one number or one for each of the strides '
+                f'{strides}'
+            )
+        num_outs = len(strides) if num_outs is None else num_outs
+        if num_outs < len(strides):
+            raise ValueError(
+                f'num_outs={num_outs} is less than the number of strides {strides}; '
+                'leave strides out instead'
+            )
+        self.strides = strides
+        self.out_channels = channels
+        self.num_extra = num_outs - len(strides)
+        self.levels = nn.ModuleDict(
+            {
+                f'stride{stride}': _level(in_channels, width, in_stride, stride, norm_cfg)
+                for stride, width in zip(strides, channels, strict=True)
+            }
+        )
+
+    def forward(
+        self, inputs: Tensor | Sequence[Tensor], image_size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, ...]:
+        x = inputs if isinstance(inputs, Tensor) else inputs[-1]
+        maps = []
+        for stride, level in zip(self.strides, self.levels.values(), strict=True):
+            y = level(x)
+            if image_size is not None:
+                h, w = (-(-size // stride) for size in image_size)
+                y = y[..., :h, :w]
+            maps.append(y.contiguous())
+        for _ in range(self.num_extra):
+            maps.append(maps[-1][..., ::2, ::2].contiguous())
+        return tuple(maps)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Normalises the channels of x [B, C, H, W] at each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _level(
+    in_channels: int, out_channels: int, in_stride: int, stride: int, norm_cfg: dict | None
+) -> nn.Sequential:
+    fine, coarse = max(in_stride // stride, 1), max(stride // in_stride, 1)
+    if fine * stride != coarse * in_stride or (fine * coarse) & (fine * coarse - 1):
+        raise ValueError(
+            f'no pyramid level at stride {stride} from a map of stride {in_stride}: their ratio '
+            f'must be a power of two; choose strides like {in_stride} or {2 * in_stride}, '
+            'or another patch size'
+        )
+    halvings = fine.bit_length() - 1
+    if in_channels % fine:
+        raise ValueError(
+            f'{in_channels} channels cannot be halved {halvings} times on the way from stride '
+            f'{in_stride} to {stride}'
+        )
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for i in range(halvings):
+        if i:
+            layers += [*_norm(norm_cfg, channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
+        channels //= 2
+    if coarse > 1:
+        # ceil_mode: a map of odd size keeps its last row and column.
+        layers.append(nn.MaxPool2d(coarse, coarse, ceil_mode=True))
+    bias = norm_cfg is None
+    layers += [
+        nn.Conv2d(channels, out_channels, 1, bias=bias),
+        *_norm(norm_cfg, out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
+        *_norm(norm_cfg, out_channels),
+    ]
+    return nn.Sequential(*layers)
+
+
+def _norm(norm_cfg: dict | None, channels: int) -> list[nn.Module]:
+    if norm_cfg is None:
+        return []
+    if norm_cfg['type'] == 'LN2d':
+        options = {'eps': 1e-6, **norm_cfg}
+        options.pop('type')
+        return [LayerNorm2d(channels, **options)]
+    from mmcv.cnn import build_norm_layer  # only where a config asks for a norm of mmcv
+
+    return [build_norm_layer(norm_cfg, channels)[1]]

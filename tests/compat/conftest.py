@@ -1,0 +1,3 @@
+import kat_mm.compat
+
+kat_mm.compat.install()

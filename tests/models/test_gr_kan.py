@@ -1,0 +1,183 @@
+"""The GR-KAN layer: its formula, its variance-preserving start and its use in mm."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from kat_mm.models import GRKAN
+from kat_mm.models.kat import KAT
+from kat_mm.rational.coefficients import FITS, initial_coefficients, variance_gain
+
+
+def plain_rational(x, numerator, denominator):
+    """The published formula, channel by channel, in Python floats' precision."""
+    y = torch.empty_like(x)
+    channels = x.shape[-1]
+    groups = denominator.shape[0]
+    for c in range(channels):
+        a = numerator[0]
+        b = denominator[c * groups // channels]
+        z = x[..., c]
+        p = a[0] + a[1] * z + a[2] * z**2 + a[3] * z**3 + a[4] * z**4 + a[5] * z**5
+        r = z.abs()
+        q = 1 + b[0].abs() * r + b[1].abs() * r**2 + b[2].abs() * r**3 + b[3].abs() * r**4
+        y[..., c] = p / q
+    return y
+
+
+def layer_norm(x, weight, bias):
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).square().mean(-1, keepdim=True)
+    return (x - mean) / (variance + 1e-6).sqrt() * weight + bias
+
+
+def test_a_block_computes_the_papers_formulas():
+    torch.manual_seed(0)
+    arch = {'embed_dims': 16, 'num_layers': 1, 'num_heads': 2, 'feedforward_channels': 32}
+    block = KAT(arch).blocks[0].double().eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    p = {name: value.detach() for name, value in block.named_parameters()}
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+
+    z = layer_norm(x, p['norm1.weight'], p['norm1.bias'])
+    qkv = z @ p['attn.qkv.weight'].T + p['attn.qkv.bias']
+    heads = []
+    for head in range(2):
+        q, k, v = (qkv[..., 16 * part + 8 * head :][..., :8] for part in range(3))
+        logits = q @ k.mT / 8**0.5
+        weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
+        heads.append(weights @ v)
+    x1 = x + torch.cat(heads, -1) @ p['attn.proj.weight'].T + p['attn.proj.bias']
+    z = layer_norm(x1, p['norm2.weight'], p['norm2.bias'])
+    for i in (1, 2):
+        z = plain_rational(
+            z, p[f'mlp.act{i}.weight_numerator'], p[f'mlp.act{i}.weight_denominator']
+        )
+        z = z @ p[f'mlp.fc{i}.weight'].T + p[f'mlp.fc{i}.bias']
+    torch.testing.assert_close(block(x, (1, 5)), x1 + z, rtol=1e-9, atol=1e-9)
+
+
+def variance_ratios(act_init, seeds=16, dims=192, hidden=768, tokens=32):
+    """Ratios of output to input variance of fc1, of fc2 and of the whole layer.
+
+    They are means over draws of the weights. Functions that are positive throughout, such as the
+    sigmoid, need many: most of an output's variance is then that of a constant per channel.
+    """
+    ratios = torch.zeros(3)
+    layer = GRKAN(dims, hidden, act_init=act_init, add_identity=False)
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+        x, h = torch.randn(tokens, dims), torch.randn(tokens, hidden)
+        with torch.no_grad():
+            ratios[0] += layer.fc1(layer.act1(x)).var() / x.var()
+            ratios[1] += layer.fc2(layer.act2(h)).var() / h.var()
+            ratios[2] += layer(x).var() / x.var()
+    return ratios / seeds
+
+
+@pytest.mark.parametrize('act', sorted(FITS))
+def test_a_fresh_layer_keeps_the_variance(act):
+    for act_init in (('identity', act), (act, act)):
+        assert variance_ratios(act_init).sub(1).abs().max() < 0.05, act_init
+
+
+def test_gains_are_the_published_ones():
+    published = {'identity': 1.0, 'relu': 2.0, 'gelu': 2.3568, 'swish': 2.8178}
+    for act, gain in published.items():
+        # The fits are not exact, least of all beyond [-3, 3], which moves their gains a little.
+        assert variance_gain(*initial_coefficients(act)) == pytest.approx(gain, rel=0.005)
+
+
+def test_weights_are_drawn_with_the_gain_of_the_activation_in_front_of_them():
+    torch.manual_seed(0)
+    layer = GRKAN(256, 1024, act_init=('tanh', 'relu'))
+    for act, fc in (('tanh', layer.fc1), ('relu', layer.fc2)):
+        expected = variance_gain(*initial_coefficients(act)) / fc.in_features
+        assert fc.weight.var().item() == pytest.approx(expected, rel=0.02)
+        assert not fc.bias.any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=0, max_size=3),
+    groups=st.sampled_from([1, 2, 4, 8]),
+    ratio=st.integers(1, 3),
+)
+def test_any_leading_shape(shape, groups, ratio):
+    layer = GRKAN(16, 16 * ratio, num_groups=groups)
+    x = torch.randn(*shape, 16, requires_grad=True)
+    y = layer(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_identity_connection_as_in_mms_ffn():
+    torch.manual_seed(0)
+    layer = GRKAN(16, 32)
+    x, identity = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
+    layer.add_identity = False
+    branch = layer(x)
+    layer.add_identity = True
+    torch.testing.assert_close(layer(x), x + branch)
+    torch.testing.assert_close(layer(x, identity), identity + branch)
+
+
+def test_drop_and_dropout_layer():
+    layer = GRKAN(16, 32, ffn_drop=1.0, add_identity=False).train()
+    assert not layer(torch.randn(4, 16)).any()
+    assert layer.eval()(torch.randn(4, 16)).any()
+    pytest.importorskip('mmcv')
+    import mmcv.cnn  # noqa: F401, registers DropPath
+
+    layer = GRKAN(16, 32, dropout_layer={'type': 'DropPath', 'drop_prob': 0.5})
+    assert type(layer.dropout_layer).__name__ == 'DropPath'
+
+
+def test_serves_as_the_ffn_of_an_mm_transformer_layer():
+    transformer = pytest.importorskip('mmcv.cnn.bricks.transformer')
+    layer = transformer.BaseTransformerLayer(
+        attn_cfgs={'type': 'MultiheadAttention', 'embed_dims': 16, 'num_heads': 2},
+        ffn_cfgs={
+            'type': 'GRKAN',
+            'embed_dims': 16,
+            'feedforward_channels': 32,
+            'num_fcs': 2,
+            'ffn_drop': 0.0,
+            'act_cfg': {'type': 'ReLU', 'inplace': True},
+        },
+        operation_order=('self_attn', 'norm', 'ffn', 'norm'),
+        norm_cfg={'type': 'LN'},
+    )
+    assert isinstance(layer.ffns[0], GRKAN)
+    layer(torch.randn(5, 2, 16)).sum().backward()
+    assert layer.ffns[0].act1.weight_denominator.grad is not None
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'embed_dims': 12}, 'num_groups=8 does not divide embed_dims=12'),
+        (
+            {'embed_dims': 16, 'feedforward_channels': 20},
+            'num_groups=8 does not divide feedforward_channels=20',
+        ),
+        ({'embed_dims': 16, 'num_groups': 0}, 'num_groups=0'),
+        ({'embed_dims': 16, 'num_fcs': 3}, 'num_fcs=3'),
+        ({'embed_dims': 16, 'act_init': ('gelu',)}, 'act_init must be a pair'),
+    ],
+)
+def test_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        GRKAN(**kwargs)
+
+
+def test_is_a_plain_module():
+    # mm's init_weights only descends into modules that have the method: the start must stay.
+    assert isinstance(GRKAN(16), nn.Module)
+    assert not hasattr(GRKAN(16), 'init_weights')

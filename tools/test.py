@@ -1,0 +1,100 @@
+"""Evaluates a detector or a segmentor: tools/test.py CONFIG CHECKPOINT"""
+
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import kat_mm  # noqa: F401
+from kat_mm.engine import cli
+from kat_mm.errors import ConfigError
+
+
+def parse_args():
+    parser = cli.parser('Evaluate a detector or a segmentor.')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        help='detection: a .pkl file for the predictions; segmentation: a folder for label maps',
+    )
+    parser.add_argument('--show-dir', help='where pictures of the predictions go')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
+    parser.add_argument('--tta', action='store_true', help='test time augmentation')
+    return parser.parse_args()
+
+
+def is_segmentation(config: Config) -> bool:
+    return config.get('default_scope') == 'mmseg'
+
+
+def draw_predictions(config: Config, args) -> None:
+    hooks = config.default_hooks
+    if 'visualization' not in hooks:
+        raise ConfigError(f'--show and --show-dir: {args.config} has no visualization hook')
+    hooks.visualization.draw = True
+    if args.show:
+        hooks.visualization.show = True
+        hooks.visualization.wait_time = args.wait_time
+    if args.show_dir:
+        if is_segmentation(config):
+            config.visualizer.save_dir = args.show_dir
+        else:
+            hooks.visualization.test_out_dir = args.show_dir
+
+
+def augment(config: Config) -> None:
+    """Wraps the model in test time augmentation: the config's own, or flips for detection."""
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_model' not in config or 'tta_pipeline' not in config:
+        if is_segmentation(config):
+            raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
+        config.tta_model = dict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        )
+        pack = deepcopy(dataset.pipeline[-1])
+        pack.meta_keys = (
+            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+            *('flip', 'flip_direction'),
+        )
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        config.tta_pipeline = [
+            *deepcopy(dataset.pipeline[:-1]),
+            dict(type='TestTimeAug', transforms=[flips, [pack]]),
+        ]
+    dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args)
+    cli.check_data(config, 'test')
+    cli.check_checkpoint(args.checkpoint)
+    config.load_from = args.checkpoint
+    for init in cli.nested(config.model, 'init_cfg'):
+        init['init_cfg'] = None  # the checkpoint has all the weights
+    if args.show or args.show_dir:
+        draw_predictions(config, args)
+    if args.tta:
+        augment(config)
+    if args.out and is_segmentation(config):
+        config.test_evaluator.output_dir = args.out
+        config.test_evaluator.keep_results = True
+    elif args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {args.out}: detections are saved to a file that ends in .pkl')
+
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if args.out and not is_segmentation(config):
+        from mmdet.evaluation import DumpDetResults
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    cli.run_reporting_errors(main)
