@@ -1,7 +1,6 @@
 # What all detection runs share: safe checkpoints, runs that resume exactly, a stop at divergence.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-custom_imports = dict(imports=['kat_mm'])
 default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
 )

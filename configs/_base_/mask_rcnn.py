@@ -2,6 +2,7 @@
 # four global blocks, a simple feature pyramid, layer norms in the heads.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
+custom_imports = dict(imports=['kat_mm', 'kat_mm.models.roi_extractor'])
 norm_cfg = dict(type='LN2d')
 model = dict(
     backbone=dict(
@@ -21,6 +22,8 @@ model = dict(
     ),
     rpn_head=dict(num_convs=2),
     roi_head=dict(
+        bbox_roi_extractor=dict(type='FullPrecisionRoIExtractor'),
+        mask_roi_extractor=dict(type='FullPrecisionRoIExtractor'),
         bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=norm_cfg),
         mask_head=dict(norm_cfg=norm_cfg),
     ),
