@@ -6,7 +6,8 @@ PIP_FLAGS ?= -q --disable-pip-version-check
 
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
-RUN := PYTHONUNBUFFERED=1 $(VENV)/bin/python
+# Waiting threads that sleep instead of spinning: several times faster where cores are shared.
+RUN := OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 $(VENV)/bin/python
 
 .PHONY: demo test lint setup clean
 

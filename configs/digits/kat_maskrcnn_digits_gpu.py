@@ -1,8 +1,8 @@
 # KAT-T on digit scenes at twice their size, for a GPU: minutes to a box AP above 0.8.
-#   python tools/make_digit_scenes.py data/digit_scenes_large --train 4800 --val 200
+#   python tools/make_digit_scenes.py data/digit_scenes_large --train 3200 --val 200
 _base_ = '../kat_maskrcnn_digits.py'
 
-epochs = 24
+epochs = 9
 data_root = 'data/digit_scenes_large/'
 scale = (256, 256)
 model = dict(
@@ -14,12 +14,12 @@ model = dict(
         anchor_generator=dict(scales=[8]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=128),
+        bbox_roi_extractor=dict(out_channels=128, roi_layer=dict(sampling_ratio=0)),
         bbox_head=dict(in_channels=128, fc_out_channels=512),
-        mask_roi_extractor=dict(out_channels=128),
+        mask_roi_extractor=dict(out_channels=128, roi_layer=dict(sampling_ratio=0)),
         mask_head=dict(in_channels=128, conv_out_channels=128, num_convs=4),
     ),
-    train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
+    train_cfg=dict(rcnn=dict(sampler=dict(num=96))),
 )
 
 train_pipeline = [
@@ -38,7 +38,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=16,
     num_workers=12,
     dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
@@ -47,9 +47,9 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=epochs, val_interval=4)
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
+train_cfg = dict(max_epochs=epochs, val_interval=3)
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=8e-4))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, convert_to_iter_based=True),
 ]

@@ -17,9 +17,9 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     rings and short strokes would be 0s and 1s without an annotation.
     """
     side = min(height, width)
-    base = rng.uniform(50, 205, 3)
+    base = rng.uniform(30, 130, 3)
     # Shapes stay near the gradient's colours, so that digits, not clutter, stand out most.
-    image = _smooth(base + rng.uniform(-45, 45, (*rng.integers(2, 5, 2), 3)), height, width)
+    image = _smooth(base + rng.uniform(-30, 30, (*rng.integers(2, 5, 2), 3)), height, width)
     image = np.clip(image, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(3, 8)):
         _draw_filled_shape(rng, image, side, _near(rng, base))
@@ -37,7 +37,7 @@ def _smooth(grid: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _near(rng: np.random.Generator, base: np.ndarray) -> list[float]:
-    return np.clip(base + rng.uniform(-75, 75, 3), 0, 255).tolist()
+    return np.clip(base + rng.uniform(-55, 55, 3), 0, 255).tolist()
 
 
 def _fixed_point(points: np.ndarray) -> np.ndarray:

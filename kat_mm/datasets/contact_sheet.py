@@ -43,19 +43,17 @@ def contact_sheet(root: str | Path, split: str, scenes: int = 12, columns: int =
     """
     root = Path(root)
     coco = json.loads((root / 'annotations' / f'{split}.json').read_text())
-    by_image: dict[int, list[dict]] = {}
-    for annotation in coco['annotations']:
-        by_image.setdefault(annotation['image_id'], []).append(annotation)
+    annotations = by_image(coco['annotations'])
     cells = []
     for entry in coco['images'][:scenes]:
-        image = _read(root / 'images' / split / entry['file_name'], cv2.IMREAD_COLOR)
-        labels = _read(root / 'labels' / split / entry['file_name'], cv2.IMREAD_UNCHANGED)
+        image = read_image(root / 'images' / split / entry['file_name'])
+        labels = read_image(root / 'labels' / split / entry['file_name'], cv2.IMREAD_UNCHANGED)
         tiles = (
-            _enlarge(image),
-            _draw_annotations(image, by_image.get(entry['id'], [])),
-            _enlarge(np.array([BACKGROUND, *PALETTE], np.uint8)[labels][..., ::-1]),
+            enlarge(image),
+            draw_annotations(image, annotations.get(entry['id'], [])),
+            enlarge(np.array([BACKGROUND, *PALETTE], np.uint8)[labels][..., ::-1]),
         )
-        cells.append(_stack([_frame(tile, 1) for tile in tiles], axis=0))
+        cells.append(stack([frame(tile, 1) for tile in tiles], axis=0))
     if not cells:
         raise ValueError(f'{root} has no {split} scene to show')
     blank = np.full_like(cells[0], 255)
@@ -64,17 +62,25 @@ def contact_sheet(root: str | Path, split: str, scenes: int = 12, columns: int =
         row = cells[start : start + columns]
         if rows:  # the last row may be short
             row += [blank] * (columns - len(row))
-        rows.append(_stack([_frame(cell, GAP) for cell in row], axis=1))
-    return _frame(_stack(rows, axis=0), GAP)
+        rows.append(stack([frame(cell, GAP) for cell in row], axis=1))
+    return frame(stack(rows, axis=0), GAP)
 
 
-def _draw_annotations(image: np.ndarray, annotations: list[dict]) -> np.ndarray:
+def by_image(annotations: list[dict]) -> dict[int, list[dict]]:
+    """Return COCO annotations or results by the id of their image."""
+    result: dict[int, list[dict]] = {}
+    for annotation in annotations:
+        result.setdefault(annotation['image_id'], []).append(annotation)
+    return result
+
+
+def draw_annotations(image: np.ndarray, annotations: list[dict]) -> np.ndarray:
     """Return an enlarged image with tinted masks, their outlines, boxes and class names."""
-    canvas = _enlarge(image)
+    canvas = enlarge(image)
     factor = canvas.shape[1] / image.shape[1]
     for annotation in annotations:
         colour = np.array(PALETTE[annotation['category_id'] - 1][::-1], np.float32)
-        mask = _enlarge(coco_mask.decode(annotation['segmentation']))
+        mask = enlarge(coco_mask.decode(annotation['segmentation']))
         canvas[mask > 0] = (0.4 * canvas[mask > 0] + 0.6 * colour).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
@@ -100,7 +106,7 @@ def _draw_name(canvas: np.ndarray, text: str, x: int, y: int, colour: tuple[int,
     cv2.putText(canvas, text, (left + pad, top + height + pad), font, scale, ink, 1, cv2.LINE_AA)
 
 
-def _enlarge(image: np.ndarray) -> np.ndarray:
+def enlarge(image: np.ndarray) -> np.ndarray:
     """Return the image with its long side ``TILE`` pixels; pixels stay square and sharp."""
     factor = TILE / max(image.shape[:2])
     size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
@@ -108,15 +114,15 @@ def _enlarge(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, size, interpolation=interpolation)
 
 
-def _frame(image: np.ndarray, width: int) -> np.ndarray:
+def frame(image: np.ndarray, width: int) -> np.ndarray:
     return np.pad(image, ((width, width), (width, width), (0, 0)), constant_values=255)
 
 
-def _stack(images: list[np.ndarray], axis: int) -> np.ndarray:
+def stack(images: list[np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate(images, axis)
 
 
-def _read(path: Path, flag: int) -> np.ndarray:
+def read_image(path: Path, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
     if image is None:
         raise ValueError(f'{path} is not a readable image; make the data set again (--overwrite)')

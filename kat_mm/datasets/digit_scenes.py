@@ -11,8 +11,8 @@ import numpy as np
 from .backgrounds import background
 from .source_digits import SPLITS, draw_glyph, glyph, split_indices
 
-# A digit's height as a share of the image's short side: 20 to 48 pixels of 128.
-HEIGHTS = (0.16, 0.375)
+# A digit's height as a share of the image's short side: 23 to 51 pixels of 128.
+HEIGHTS = (0.18, 0.4)
 # The digits are 8x8 images: drawn smaller than this they cannot be read.
 MIN_HEIGHT = 8
 MIN_SIDE = 32
@@ -20,10 +20,10 @@ MIN_SIDE = 32
 MAX_ANGLE = 25
 
 # The least share of a digit that the digits in front of it leave visible.
-MIN_VISIBLE = 0.6
+MIN_VISIBLE = 0.75
 # The most that two digits' boxes overlap (intersection over union). Detectors merge boxes that
 # overlap more, at 0.5 in most configs.
-MAX_BOX_IOU = 0.35
+MAX_BOX_IOU = 0.3
 
 # A digit's colour differs from what lies around it by this much, Euclidean, on a scale of 0..255.
 MIN_CONTRAST = 90
@@ -244,7 +244,7 @@ def _contrasting_colour(rng: np.random.Generator, patch: np.ndarray) -> np.ndarr
     around = patch[::step, ::step].reshape(-1, 3)
     best, best_contrast = None, -1.0
     for _ in range(12):
-        hue, saturation, value = rng.uniform((0, 0.2, 0.1), (1, 1, 1))
+        hue, saturation, value = rng.uniform((0, 0.0, 0.8), (1, 0.6, 1))
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
         distances = np.sort(np.sqrt(((around - colour) ** 2).sum(1)))
         contrast = distances[len(distances) // 20]  # a few pixels alike do no harm

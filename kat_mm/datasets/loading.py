@@ -23,5 +23,6 @@ class LoadCheckedImage(LoadImageFromFile):
     def transform(self, results: dict) -> dict | None:
         try:
             return super().transform(results)
-        except (OSError, ValueError, SyntaxError, AssertionError) as error:
-            raise DataError(f'image {results["img_path"]} cannot be read: {error}') from error
+        except Exception as error:  # damaged files fail in many ways
+            reason = ' '.join(str(error).split())
+            raise DataError(f'image {results["img_path"]} cannot be read: {reason}') from error

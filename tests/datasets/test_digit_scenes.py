@@ -134,7 +134,7 @@ def test_all_that_is_drawn_is_annotated(size):
         ({'min_digits': -1}, ValueError, 'cannot hold -1 to 6 digits'),
         ({'min_digits': 4, 'max_digits': 3}, ValueError, 'cannot hold 4 to 3 digits'),
         ({'min_digits': 0, 'max_digits': 0}, ValueError, 'max_digits >= 1'),
-        ({'max_digits': 14}, ValueError, 'max_digits=14 digits do not fit.* at most 13'),
+        ({'max_digits': 14}, ValueError, 'max_digits=14 digits do not fit.* at most 11'),
         ({'max_digits': True}, TypeError, 'max_digits must be an integer, not True'),
     ],
 )

@@ -64,7 +64,7 @@ def test_make_again_and_conflict(tmp_path, monkeypatch, capsys):
     [
         (['--train', '-1'], 'train scenes must be 0 or more, not -1'),
         (['--size', '16', '128'], 'at least 32 pixels'),
-        (['--max-digits', '99'], 'at most 13'),
+        (['--max-digits', '99'], 'at most 11'),
         (['--preview', 'sheet.jpg'], 'must end in .png'),
     ],
 )
