@@ -30,18 +30,16 @@ def is_segmentation(config: Config) -> bool:
 
 
 def draw_predictions(config: Config, args) -> None:
-    hooks = config.default_hooks
-    if 'visualization' not in hooks:
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
         raise ConfigError(f'--show and --show-dir: {args.config} has no visualization hook')
-    hooks.visualization.draw = True
-    if args.show:
-        hooks.visualization.show = True
-        hooks.visualization.wait_time = args.wait_time
-    if args.show_dir:
-        if is_segmentation(config):
-            config.visualizer.save_dir = args.show_dir
-        else:
-            hooks.visualization.test_out_dir = args.show_dir
+    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    if is_segmentation(config):
+        hook.interval = 1  # every picture, as in detection
+    if args.show_dir and is_segmentation(config):
+        config.visualizer.save_dir = args.show_dir
+    elif args.show_dir:
+        hook.test_out_dir = args.show_dir
 
 
 def augment(config: Config) -> None:
@@ -52,8 +50,10 @@ def augment(config: Config) -> None:
     if 'tta_model' not in config or 'tta_pipeline' not in config:
         if is_segmentation(config):
             raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
+        from kat_mm.engine import instance_tta  # noqa: F401, registers the model
+
         config.tta_model = dict(
-            type='DetTTAModel',
+            type='InstanceTTAModel',
             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
         )
         pack = deepcopy(dataset.pipeline[-1])
@@ -75,16 +75,13 @@ def main():
     config = cli.load_config(args)
     cli.check_data(config, 'test')
     cli.check_checkpoint(args.checkpoint)
-    config.load_from = args.checkpoint
-    for init in cli.nested(config.model, 'init_cfg'):
-        init['init_cfg'] = None  # the checkpoint has all the weights
+    config.load_from, config.resume = args.checkpoint, False
     if args.show or args.show_dir:
         draw_predictions(config, args)
     if args.tta:
         augment(config)
     if args.out and is_segmentation(config):
         config.test_evaluator.output_dir = args.out
-        config.test_evaluator.keep_results = True
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out}: detections are saved to a file that ends in .pkl')
 

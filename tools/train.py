@@ -1,5 +1,6 @@
 """Trains a detector or a segmentor: tools/train.py configs/kat_maskrcnn_coco.py"""
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -27,6 +28,20 @@ def parse_args():
     return parser.parse_args()
 
 
+def choose_weights(config: Config, resume: str | None) -> None:
+    """Sets what training starts from: a checkpoint to resume, load_from, or nothing."""
+    if resume is None and config.get('resume'):
+        resume = config.get('load_from') or 'auto'
+    path = latest_checkpoint(config.work_dir) if resume == 'auto' else resume
+    config.resume = path is not None
+    if config.resume:
+        config.load_from = path
+    elif resume:
+        print_log(f'nothing to resume in {config.work_dir}: training from the start', 'current')
+    if config.get('load_from'):
+        cli.check_checkpoint(config.load_from, config.resume)
+
+
 def main():
     args = parse_args()
     config = cli.load_config(args)
@@ -34,26 +49,17 @@ def main():
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.dtype = 'float16'
         config.optim_wrapper.loss_scale = 'dynamic'
-        cli.use_full_precision_on_cpu(config)
+    cli.use_full_precision_on_cpu(config)
     if args.auto_scale_lr:
-        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise ConfigError(
                 f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; add '
                 'auto_scale_lr=dict(base_batch_size=...) with the batch size of its learning rate'
             )
         config.auto_scale_lr.enable = True
-    if args.resume:
-        path = latest_checkpoint(config.work_dir) if args.resume == 'auto' else args.resume
-        if path is None:
-            print_log(f'nothing to resume in {config.work_dir}: training from the start', 'current')
-        else:
-            cli.check_checkpoint(path)
-        config.load_from, config.resume = path, path is not None
-    elif config.get('load_from'):
-        cli.check_checkpoint(config.load_from)
+    choose_weights(config, args.resume)
     cli.check_data(config, 'train', 'val')
-    if not config.get('resume'):
-        cli.check_pretrained(config)
+    cli.check_pretrained(config)
 
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.train()

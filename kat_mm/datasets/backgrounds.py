@@ -17,7 +17,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     rings and short strokes would be 0s and 1s without an annotation.
     """
     side = min(height, width)
-    base = rng.uniform(30, 130, 3)
+    base = rng.uniform(30, 130, 3)  # dim, as the digits are bright
     # Shapes stay near the gradient's colours, so that digits, not clutter, stand out most.
     image = _smooth(base + rng.uniform(-30, 30, (*rng.integers(2, 5, 2), 3)), height, width)
     image = np.clip(image, 0, 255).astype(np.uint8)

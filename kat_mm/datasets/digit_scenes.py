@@ -25,7 +25,11 @@ MIN_VISIBLE = 0.75
 # overlap more, at 0.5 in most configs.
 MAX_BOX_IOU = 0.3
 
-# A digit's colour differs from what lies around it by this much, Euclidean, on a scale of 0..255.
+# Hue, saturation and value of a digit, least and greatest: chalk on a darker ground. Where digits
+# may be brighter or darker than the ground, a small model learns them far more slowly.
+CHALK = ((0, 0, 0.8), (1, 0.6, 1))
+# A digit's colour differs from what lies around it by this much, where one can be found that does;
+# Euclidean, on a scale of 0..255.
 MIN_CONTRAST = 90
 # Standard deviation of the brightness noise over the whole image, at most, on a scale of 0..255.
 MAX_GRAIN = 5
@@ -244,7 +248,7 @@ def _contrasting_colour(rng: np.random.Generator, patch: np.ndarray) -> np.ndarr
     around = patch[::step, ::step].reshape(-1, 3)
     best, best_contrast = None, -1.0
     for _ in range(12):
-        hue, saturation, value = rng.uniform((0, 0.0, 0.8), (1, 0.6, 1))
+        hue, saturation, value = rng.uniform(*CHALK)
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
         distances = np.sort(np.sqrt(((around - colour) ** 2).sum(1)))
         contrast = distances[len(distances) // 20]  # a few pixels alike do no harm

@@ -10,8 +10,8 @@ from ..errors import DataError
 class LoadCheckedImage(LoadImageFromFile):
     """Loads an image as mm's LoadImageFromFile does, and names a file that is not whole.
 
-    OpenCV fills the rest of a truncated JPEG with grey and says nothing, so images are decoded
-    with Pillow by default. Takes LoadImageFromFile's arguments.
+    OpenCV before version 5 fills the rest of a truncated JPEG with grey and says nothing, so images
+    are decoded with Pillow by default. Takes LoadImageFromFile's arguments.
 
     Raises:
         DataError: for a file that is missing or cannot be decoded completely.

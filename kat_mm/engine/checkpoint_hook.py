@@ -1,6 +1,7 @@
 """Checkpoints that survive a crash at any moment."""
 
 import os
+import re
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,20 +91,32 @@ class SafeCheckpointHook(CheckpointHook):
 def latest_checkpoint(work_dir: str | Path) -> str | None:
     """Returns the path of the newest whole checkpoint of a work dir, None without one.
 
-    The file `last_checkpoint` names it; where that is missing, empty or out of date after a
-    crash, the newest epoch_*.pth or iter_*.pth counts. Torch's checkpoints are zip files, whose
-    directory stands at the end, so that a truncated one is told from a whole one at once.
+    The file `last_checkpoint` names it. After a crash that file may be missing, empty, name a
+    file that is gone or cut short, or be out of date; then the newest whole epoch_*.pth or
+    iter_*.pth counts. Torch's checkpoints are zip files, whose directory stands at the end, so
+    that a truncated one is told from a whole one at once.
     """
     work_dir = Path(work_dir)
-    candidates = sorted(
-        [*work_dir.glob('epoch_*.pth'), *work_dir.glob('iter_*.pth')],
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
+    files = [*work_dir.glob('epoch_*.pth'), *work_dir.glob('iter_*.pth')]
+    files = sorted(filter(_is_whole, files), key=_age)
     pointer = work_dir / 'last_checkpoint'
-    if pointer.is_file() and (named := pointer.read_text().strip()):
-        candidates.insert(0, Path(named))
-    for path in candidates:
-        if path.is_file() and zipfile.is_zipfile(path):
-            return str(path)
-    return None
+    named = Path(pointer.read_text().strip()) if pointer.is_file() else work_dir
+    if _is_whole(named):
+        # A crash came between a checkpoint and its entry if that checkpoint is both further on
+        # and younger. A copied work dir has arbitrary times, a run started anew lower numbers.
+        files = [f for f in files if _step(f) > _step(named) and _age(f) > _age(named)]
+        files.insert(0, named)
+    return str(files[-1]) if files else None
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def _step(path: Path) -> int:
+    digits = re.findall(r'\d+', path.stem)
+    return int(digits[-1]) if digits else -1
+
+
+def _age(path: Path) -> tuple[int, int]:
+    return path.stat().st_mtime_ns, _step(path)

@@ -4,10 +4,10 @@ import argparse
 import difflib
 import logging
 import os
-import pickle
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,18 +17,20 @@ from mmengine.logging import print_log
 
 from ..errors import ConfigError, DataError, UserError
 
+BAD_IMAGE = 'failed to load image: '  # mm's loader asserts it, with the name
 DEMO = 'or try the embedded data set: make demo'
-CHECKPOINT_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 
 
 def run_reporting_errors(main: Callable[[], None]) -> None:
     """Runs `main`; what the user can mend ends it with one line on stderr and exit status 1."""
     try:
         main()
-    except UserError as error:
+    except (UserError, AssertionError) as error:
         # Loader workers and mm's registries wrap the message; its last line is our own.
-        message = str(error).strip().splitlines()[-1]
-        message = re.sub(r'^(kat_mm\.errors\.\w+: )?(class `\w+` in \S+: )*', '', message)
+        message = (str(error).strip().splitlines() or [''])[-1]
+        if isinstance(error, AssertionError) and BAD_IMAGE not in message:
+            raise
+        message = re.sub(r'^([\w.]+Error: )?(class `\w+` in \S+: )*', '', message)
         print(f'error: {message}', file=sys.stderr)
         sys.exit(1)
 
@@ -72,14 +74,16 @@ def load_config(args: argparse.Namespace) -> Config:
         close = difflib.get_close_matches(args.config, sorted(set(known)), 3, 0.5)
         hint = f'did you mean {" or ".join(close)}?' if close else 'configs are in configs/'
         raise ConfigError(f'config {args.config} does not exist; {hint}')
-    config = Config.fromfile(path)
+    try:
+        config = Config.fromfile(path)
+    except (OSError, SyntaxError) as error:  # of the file or of one that it inherits from
+        raise ConfigError(f'config {path} cannot be read: {_one_line(error)}') from error
     config.merge_from_dict(args.cfg_options)
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get('work_dir') is None:
         config.work_dir = str(Path('work_dirs') / path.stem)
-    use_full_precision_on_cpu(config)
     return config
 
 
@@ -105,6 +109,10 @@ def nested(node, key: str) -> Iterator[ConfigDict]:
             yield from nested(value, key)
 
 
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
 def _is_local(path: str) -> bool:
     return '://' not in path and not re.match(r'\w+:', path)
 
@@ -116,14 +124,17 @@ def check_data(config: Config, *splits: str) -> None:
         DataError: names the first that is missing, its data set and ways out.
     """
     for split in splits:
-        loader = config.get(f'{split}_dataloader')
-        for dataset in nested(loader, 'data_root') if loader else ():
+        for dataset in nested(config.get(f'{split}_dataloader'), 'data_root'):
             root = str(dataset['data_root'] or '')
             parts = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
             for part in ['', *(p for p in parts if isinstance(p, str))]:
                 path = Path(root, part)
                 if root and _is_local(root) and _is_local(part) and not path.exists():
                     raise DataError(_missing_data(root, path))
+        for metric in nested(config.get(f'{split}_evaluator'), 'ann_file'):
+            path = metric['ann_file']
+            if path and _is_local(path) and not Path(path).exists():
+                raise DataError(f'{split}_evaluator.ann_file: {path} does not exist')
 
 
 def _missing_data(root: str, path: Path) -> str:
@@ -133,27 +144,40 @@ def _missing_data(root: str, path: Path) -> str:
     return f'{missing}. Put or link the data set there, {DEMO}'
 
 
-def check_checkpoint(path: str) -> None:
-    """Checks that a local checkpoint can be read.
+def check_checkpoint(path: str, resume: bool = False) -> None:
+    """Checks that a local checkpoint can be read, and with `resume` that training can go on.
 
     Raises:
-        DataError: names the file and what is wrong with it.
+        DataError: names the file, what is wrong with it and what to do.
     """
     if not _is_local(path):
         return
     if not Path(path).is_file():
         raise DataError(f'checkpoint {path} does not exist')
-    if path.endswith('.safetensors'):
-        return
     try:
         # Mapped, so that only the structure is read; safe, so that nothing in it is run.
-        torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except CHECKPOINT_ERRORS as mapped:
-        try:  # files older than torch 1.6 cannot be mapped
-            torch.load(path, map_location='cpu', weights_only=True)
-        except CHECKPOINT_ERRORS:
-            reason = str(mapped).splitlines()[0] if str(mapped) else type(mapped).__name__
-            raise DataError(f'checkpoint {path} cannot be read: {reason}') from mapped
+        mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
+    except Exception as error:  # damaged files fail in many ways
+        raise DataError(f'checkpoint {path} cannot be read: {_unreadable(error)}') from error
+    weights = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
+        raise DataError(f'checkpoint {path} holds no weights: it must be a state dict or have one')
+    if resume and (missing := {'meta', 'message_hub', 'optimizer'} - set(content)):
+        raise DataError(
+            f'checkpoint {path} cannot be resumed: it has no {", ".join(sorted(missing))}. To '
+            f'start from its weights: --cfg-options load_from={path}'
+        )
+
+
+def _unreadable(error: Exception) -> str:
+    refused = re.search(r'GLOBAL (\S+) was not an allowed', str(error))
+    if refused:
+        return (
+            f'it holds {refused[1]}, which is refused as it could run code. Save the weights '
+            'alone: torch.save(dict(state_dict=...), path)'
+        )
+    return 'it is cut short, damaged or no checkpoint. Copy or download it again'
 
 
 def check_pretrained(config: Config) -> None:

@@ -1,6 +1,7 @@
 """The course of a training run as numbers and as a picture."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,35 @@ METRICS = {
 def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """Returns what the runs of a work dir logged: (training records, validation records).
 
-    Records are dicts as mmengine writes them to scalars.json, in the order of their steps; where
-    a resumed run repeats a step, the later record counts.
+    Records are dicts as mmengine writes them to scalars.json, in the order of their steps. A run
+    replaces what runs before it logged from its first step on.
 
     Raises:
         DataError: if nothing was logged there.
     """
     training, validation = {}, {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            records = training if 'loss' in record else validation
-            records[record['step']] = record
+        run = list(_parse(path))
+        for records, is_training in ((training, True), (validation, False)):
+            new = {r['step']: r for r in run if ('loss' in r) == is_training}
+            for step in [step for step in records if new and step >= min(new)]:
+                del records[step]
+            records.update(new)
     if not training:
         raise DataError(f'{work_dir} has no training log (*/vis_data/scalars.json)')
     return [training[k] for k in sorted(training)], [validation[k] for k in sorted(validation)]
 
 
+def _parse(path: Path) -> Iterator[dict]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the line that a killed run was writing
+            continue
+
+
 def plot_training(work_dir: str | Path, png: str | Path) -> None:
-    """Draws loss against iteration and the validation metrics against epoch to a PNG file.
+    """Draws loss against iteration and the validation metrics to a PNG file.
 
     Raises:
         DataError: if nothing was logged in `work_dir`.
@@ -60,7 +71,8 @@ def plot_training(work_dir: str | Path, png: str | Path) -> None:
         points = [(r['step'], r[key]) for r in validation if key in r]
         if points:
             right.plot(*np.transpose(points), marker='o', markersize=4, label=label)
-    right.set(xlabel='epoch', title='Validation')
+    by_epoch = 'epoch' in training[-1]
+    right.set(xlabel='epoch' if by_epoch else 'iteration', title='Validation')
     right.xaxis.get_major_locator().set_params(integer=True)
     if any(key.startswith('coco') for record in validation for key in record):
         right.set_ylim(0, 1)
@@ -68,4 +80,5 @@ def plot_training(work_dir: str | Path, png: str | Path) -> None:
         right.legend(fontsize=8, loc='lower right')
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    Path(png).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=120)

@@ -1,6 +1,7 @@
 """Random numbers that depend on the epoch alone, so that a resumed run repeats the first."""
 
 import random
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from mmengine.dataset import worker_init_fn
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
 
 
 @HOOKS.register_module()
@@ -18,27 +20,44 @@ class EpochSeedHook(Hook):
     Checkpoints of mmengine hold no generator states: after `--resume` dropout, samplers and
     augmentations would draw other numbers than the uninterrupted run. With this hook both draw
     the same, as training resumes at the start of an epoch. Loader workers start anew with each
-    epoch, since running ones cannot be seeded; for loops by iteration the hook does nothing.
+    epoch, since running ones cannot be seeded.
+
+    In a loop by iteration, every iteration counts as an epoch, from the loading of its batch on;
+    its workers need no care, as mmengine has a resumed run load all the batches before again.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train_epoch(self, runner) -> None:
         loop = runner.train_loop
-        if not isinstance(loop, EpochBasedTrainLoop):
-            return
-        # Far apart for neighbouring seeds, epochs and ranks.
-        sequence = np.random.SeedSequence([runner.seed, loop.epoch, runner.rank])
-        seed = int(sequence.generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        if isinstance(loop, EpochBasedTrainLoop):
+            seed = _seed_all(runner.seed, loop.epoch, runner.rank)
+            _restart_workers(loop.dataloader, seed)
+        elif isinstance(loop, IterBasedTrainLoop):
+            loop.dataloader_iterator = _seeded(loop.dataloader_iterator, runner.seed, runner.rank)
 
-        loader = loop.dataloader
-        if loader.num_workers:
-            # PyTorch keeps persistent workers in this field; without them it makes new ones.
-            loader._iterator = None
-            # mmengine adds the number of the worker; stay within numpy's 32 bits.
-            loader.worker_init_fn = partial(
-                worker_init_fn, num_workers=loader.num_workers, rank=0, seed=seed % 2**31
-            )
+
+def _seed_all(seed: int, epoch: int, rank: int) -> int:
+    # Far apart for neighbouring seeds, epochs and ranks.
+    seed = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, what augmentations draw from
+    torch.manual_seed(seed)
+    return seed
+
+
+def _restart_workers(loader: DataLoader, seed: int) -> None:
+    # PyTorch keeps persistent workers in this field; without them it makes new ones anyway.
+    loader._iterator = None
+    init = loader.worker_init_fn
+    if isinstance(init, partial) and init.func is worker_init_fn:
+        # mmengine adds the number of the worker; stay within numpy's 32 bits.
+        loader.worker_init_fn = partial(init, seed=seed % 2**31)
+
+
+def _seeded(batches: Iterator, seed: int, rank: int) -> Iterator:
+    iteration = 0
+    while True:
+        _seed_all(seed, iteration, rank)
+        yield next(batches)
+        iteration += 1

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import ConfigError
 from ..rational.coefficients import Init
 from .attention import ATTENTIONS
 from .block import Block
@@ -124,12 +125,14 @@ class KAT(BaseModule):
         self.frozen_stages = frozen_stages
         self.num_prefix = int(cls_token and not window_size)
         if not -1 <= frozen_stages <= depth:
-            raise ValueError(
+            raise ConfigError(
                 f'frozen_stages={frozen_stages} is out of range: -1 to {depth}, the number of '
                 'blocks'
             )
         if window_size < 0:
-            raise ValueError(f'window_size must be 0 (global attention) or more, got {window_size}')
+            raise ConfigError(
+                f'window_size must be 0 (global attention) or more, got {window_size}'
+            )
         if global_blocks is None:
             global_blocks = {-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
         global_blocks = _indices('global_blocks', global_blocks, depth, 'blocks')
@@ -173,7 +176,7 @@ class KAT(BaseModule):
             self.last_block = self.out_indices[-1]
         else:
             if len(pyramid) != len(PYRAMID_STRIDES):
-                raise ValueError(
+                raise ConfigError(
                     f'pyramid must give the channels of four levels, at strides '
                     f'{PYRAMID_STRIDES}; got {len(pyramid)}: {tuple(pyramid)}'
                 )
@@ -276,7 +279,7 @@ class KAT(BaseModule):
         if pos_embed is not None and pos_embed.shape != self.pos_embed.shape:
             shapes = f'{tuple(pos_embed.shape)}, the model has {tuple(self.pos_embed.shape)}'
             if pos_embed.dim() != 3 or pos_embed.shape[::2] != self.pos_embed.shape[::2]:
-                raise ValueError(
+                raise ConfigError(
                     f'{pos_key}: the checkpoint has {shapes}; their channels must agree: '
                     "choose the checkpoint's arch"
                 )
@@ -296,7 +299,7 @@ def _arch(arch: str | dict) -> dict[str, int]:
     required = ('embed_dims', 'num_layers', 'num_heads')
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(
+            raise ConfigError(
                 f'unknown arch {arch!r}; known: {", ".join(ARCHS)}, or a dict of '
                 f'{", ".join(required)}'
             )
@@ -304,7 +307,7 @@ def _arch(arch: str | dict) -> dict[str, int]:
     unknown = set(arch) - {*required, 'feedforward_channels'}
     missing = [key for key in required if key not in arch]
     if missing or unknown:
-        raise ValueError(
+        raise ConfigError(
             f'arch {dict(arch)} must have {", ".join(required)} and may have '
             f'feedforward_channels; missing: {missing}, unknown: {sorted(unknown)}'
         )
@@ -314,7 +317,7 @@ def _arch(arch: str | dict) -> dict[str, int]:
 def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if min(height, width, patch_size) < 1:
-        raise ValueError(
+        raise ConfigError(
             f'img_size and patch_size must be positive, got {img_size} and {patch_size}'
         )
     return -(-height // patch_size), -(-width // patch_size)
@@ -329,18 +332,18 @@ def _indices(
     indices = (indices,) if isinstance(indices, int) else tuple(indices)
     positive = tuple(sorted(i + count if i < 0 else i for i in indices))
     if any(not 0 <= i < count for i in positive) or len(set(positive)) < len(positive):
-        raise ValueError(
+        raise ConfigError(
             f'{name}={indices} must be different indices of the {count} {of}: 0 to {count - 1}, '
             f'or -{count} to -1'
         )
     if not positive and default:
-        raise ValueError(f'{name} is empty; name at least one of the {count} {of}')
+        raise ConfigError(f'{name} is empty; name at least one of the {count} {of}')
     return positive
 
 
 def _choose(name: str, value: str, known: dict):
     if value not in known:
-        raise ValueError(f'unknown {name} {value!r}; known: {", ".join(known)}')
+        raise ConfigError(f'unknown {name} {value!r}; known: {", ".join(known)}')
     return known[value]
 
 

@@ -1,0 +1,143 @@
+"""Every config parses, builds its model and holds the recipe that it promises."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import kat_mm  # noqa: F401
+from kat_mm.engine.cli import nested
+from kat_mm.models.kat import ARCHS
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+NAMES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+)
+COCO = [name for name in NAMES if name.endswith('_maskrcnn_coco.py')]
+
+# Each KAT config and its twin with plain MLPs.
+COCO_TWINS = {
+    'coco/kat_tiny_maskrcnn_coco.py': 'coco/vit_tiny_maskrcnn_coco.py',
+    'kat_maskrcnn_coco.py': 'coco/vit_small_maskrcnn_coco.py',
+    'coco/kat_base_maskrcnn_coco.py': 'coco/vit_base_maskrcnn_coco.py',
+}
+TWINS = {**COCO_TWINS, 'digits/kat_maskrcnn_800x1333.py': 'digits/vit_maskrcnn_800x1333.py'}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """The initialisation works on small matrices, for which threads cost more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def load():
+    configs = {}
+
+    def load(name):
+        if name not in configs:
+            configs[name] = Config.fromfile(CONFIGS / name)
+        return deepcopy(configs[name])  # building a model takes some settings out
+
+    return load
+
+
+def build(config):
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return MODELS.build(config.model)
+
+
+def differences(first, second, path=''):
+    """Yields the dotted names of the settings in which two configs differ."""
+    for key in sorted({*first, *second}):
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f'{path}{key}.')
+        elif a != b:
+            yield f'{path}{key}'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_builds_its_model(load, name):
+    config = load(name)
+    model = build(config)
+    assert type(model).__name__ == config.model.type
+    assert type(model.backbone).__name__ == 'KAT'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_training_is_safe_and_repeatable(load, name):
+    config = load(name)
+    hooks = {hook.type for hook in config.custom_hooks}
+    assert {'EpochSeedHook', 'FiniteLossHook'} <= hooks
+    assert config.default_hooks.checkpoint.type == 'SafeCheckpointHook'
+    assert config.log_processor.type == 'MemoryLogProcessor'
+    assert config.optim_wrapper.constructor == 'KATOptimWrapperConstructor'
+    assert isinstance(config.randomness.seed, int)
+    assert 'kat_mm' in config.custom_imports.imports
+
+
+def test_the_coco_configs_are_pairs():
+    assert sorted(COCO) == sorted([*COCO_TWINS, *COCO_TWINS.values()])
+    assert len(COCO_TWINS) == len(ARCHS)
+
+
+@pytest.mark.parametrize(('kat', 'vit'), TWINS.items())
+def test_twins_differ_in_ffn_and_weights_only(load, kat, vit):
+    different = set(differences(load(kat), load(vit)))
+    weights = {'model.backbone.init_cfg.checkpoint', 'pretrained'} if kat in COCO else set()
+    assert different == {'model.backbone.ffn', *weights}
+    assert load(kat).model.backbone.get('ffn', 'gr_kan') == 'gr_kan'
+    assert load(vit).model.backbone.ffn == 'mlp'
+
+
+@pytest.mark.parametrize('name', COCO)
+def test_coco_recipe(load, name):
+    config = load(name)
+    assert config.train_cfg.max_epochs == 36
+    assert config.auto_scale_lr.base_batch_size == 16 == 8 * config.train_dataloader.batch_size
+
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr) == ('AdamW', 1e-4)
+    assert config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.optim_wrapper.dtype == 'bfloat16'
+    assert all(s.end == config.train_cfg.max_epochs for s in config.param_scheduler if s.by_epoch)
+
+    for split, folder in (('train', 'train2017'), ('val', 'val2017'), ('test', 'val2017')):
+        dataset = config[f'{split}_dataloader'].dataset
+        assert dataset.type == 'CocoDataset'
+        assert dataset.data_root == 'data/coco/'
+        assert dataset.ann_file == f'annotations/instances_{folder}.json'
+        assert dataset.data_prefix.img == f'{folder}/'
+        resize = [step for step in dataset.pipeline if step.type == 'Resize']
+        assert [tuple(step.scale) for step in resize] == [(1333, 800)]
+        assert resize[0].keep_ratio
+    train_pipeline = config.train_dataloader.dataset.pipeline
+    assert train_pipeline[0].type == 'LoadCheckedImage'
+    assert config.val_evaluator.metric == ['bbox', 'segm']
+
+
+@pytest.mark.parametrize('name', COCO)
+def test_coco_sizes_fit_together(load, name):
+    config = load(name)
+    backbone = config.model.backbone
+    kind, size = Path(name).stem.split('_')[:2]
+    size = size if size in ARCHS else 'small'
+    assert backbone.arch == size
+    assert config.model.neck.in_channels == ARCHS[size]['embed_dims']
+    assert backbone.init_cfg.checkpoint == f'checkpoints/{kind}_{size}_patch16_224.pth'
+    assert backbone.window_size == 14
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_no_weights_but_the_backbones_are_loaded(load, name):
+    """The base config of mmdet names ResNet weights on the internet."""
+    config = load(name)
+    named = [init['checkpoint'] for init in nested(config.model, 'checkpoint')]
+    assert named == ([config.pretrained] if name in COCO else [])
