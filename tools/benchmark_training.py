@@ -1,8 +1,8 @@
 """Times training steps of several configs side by side: tools/benchmark_training.py KAT VIT
 
-The first config is the one that the ratios of the others are taken against. Steps are those of
-training, forward, backward and optimizer, on batches that were loaded before; the configs take turns,
-so that a change of the machine's speed meets all of them.
+Steps are those of training, forward, backward and optimizer, on batches that were loaded before;
+the configs take turns, so that a change of the machine's speed meets all of them. Ratios are those
+of the first config to each.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main():
 
     device = torch.cuda.get_device_name() if gpu else 'CPU'
     table = Table(title=f'Training steps on {device}, torch {torch.__version__}')
-    for column in ('config', 'ms', 'spread (quartiles)', 'ratio', 'peak MiB', 'ratio'):
+    for column in ('config', 'ms', 'quartiles', 'first / this', 'peak MiB', 'first / this'):
         table.add_column(column)
     base = args.configs[0]
     for path in args.configs:

@@ -35,13 +35,7 @@ INFO = {
     'contributor': 'E. Alpaydin and C. Kaynak (digits), kat_mm (scenes)',
     'url': 'https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits',
 }
-LICENSES = [
-    {
-        'id': 1,
-        'name': 'Creative Commons Attribution 4.0 International (CC BY 4.0)',
-        'url': 'https://creativecommons.org/licenses/by/4.0/',
-    }
-]
+LICENSES = [{'id': 1, 'name': 'that of the digits', 'url': INFO['url']}]
 
 
 def write_dataset(

@@ -171,12 +171,13 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
 
 
 def _unreadable(error: Exception) -> str:
-    refused = re.search(r'GLOBAL (\S+) was not an allowed', str(error))
-    if refused:
+    if match := re.search(r'GLOBAL (\S+)', str(error)):
         return (
-            f'it holds {refused[1]}, which is refused as it could run code. Save the weights '
-            'alone: torch.save(dict(state_dict=...), path)'
+            f'it holds {match[1]}, which is refused as it could run code. Save the weights alone: '
+            'torch.save(dict(state_dict=...), path)'
         )
+    if match := re.search(r'^.*\bis refused\b.*$', str(error), re.MULTILINE):
+        return match[0]
     return 'it is cut short, damaged or no checkpoint. Copy or download it again'
 
 

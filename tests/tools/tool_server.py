@@ -6,11 +6,13 @@ the number of the signal that ended it.
 """
 # ruff: noqa: F401
 
+import gc
 import json
 import os
 import runpy
 import signal
 import sys
+import traceback
 
 import kat_mm  # brings mmcv's ops
 
@@ -43,14 +45,32 @@ def become(job: dict) -> None:
         os.dup2(target, number)
 
 
+def run() -> int:
+    """Runs the tool and returns its exit status."""
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 def main() -> None:
+    gc.freeze()  # so that the forks leave this memory alone, which they share
     for line in sys.stdin:
         job = json.loads(line)
-        if (run := os.fork()) == 0:
+        if (process := os.fork()) == 0:
             become(job)
-            runpy.run_path(sys.argv[0], run_name='__main__')
-            return
-        print(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]), flush=True)
+            status = run()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # taking all the modules down would take longer than many a run
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
 main()
