@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'out', nargs='?', type=Path, default=Path('data/digit_scenes'), metavar='OUT', help='folder'
     )
-    parser.add_argument('--train', type=int, default=1600, metavar='N', help='training scenes')
+    parser.add_argument('--train', type=int, default=2000, metavar='N', help='training scenes')
     parser.add_argument('--val', type=int, default=200, metavar='N', help='validation scenes')
     parser.add_argument(
         '--size',

@@ -41,7 +41,7 @@ LICENSES = [{'id': 1, 'name': 'that of the digits', 'url': INFO['url']}]
 def write_dataset(
     out: str | Path,
     spec: SceneSpec,
-    train: int = 1600,
+    train: int = 2000,
     val: int = 200,
     overwrite: bool = False,
     progress: Callable[[Iterable[int], str], Iterable[int]] | None = None,

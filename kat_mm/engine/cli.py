@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..errors import ConfigError, DataError, UserError
@@ -84,7 +85,21 @@ def load_config(args: argparse.Namespace) -> Config:
         config.work_dir = args.work_dir
     elif config.get('work_dir') is None:
         config.work_dir = str(Path('work_dirs') / path.stem)
+    if args.launcher == 'pytorch' and get_device() == 'cpu':
+        distribute_on_cpu(config)
     return config
+
+
+def distribute_on_cpu(config: Config) -> None:
+    """Joins the processes that torchrun has started; mmengine itself asks for a GPU for each."""
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    config.setdefault('model_wrapper_cfg', wrapper)
 
 
 def use_full_precision_on_cpu(config: Config) -> None:

@@ -94,3 +94,13 @@ def test_diverging_loss(run_tool, breaking_config, tmp_path, iteration):
         # Training goes on from there once the cause is gone.
         run = run_tool(*command, '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
         assert 'resumed epoch: 1' in run.ended_well().stdout
+
+
+def test_a_learning_rate_far_too_high(run_tool, flat_config, tmp_path):
+    """Here every prediction and loss term becomes NaN."""
+    options = ('optim_wrapper.optimizer.lr=1e10', 'optim_wrapper.clip_grad=None')
+    run = run_tool(
+        tmp_path,
+        *('train.py', flat_config, '--cfg-options', *options, 'param_scheduler=None'),
+    )
+    assert run.error().startswith('the loss is not finite at iteration 2: loss nan, ')

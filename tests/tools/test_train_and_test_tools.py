@@ -71,6 +71,28 @@ def test_options_reach_the_config(detection_config, run_tool, tmp_path):
     assert record['lr'] == pytest.approx(record['base_lr'] / 2)
 
 
+@pytest.mark.parametrize('option', ['model.backbone.init_cfg.checkpoint', 'load_from'])
+def test_training_starts_from_given_weights(trained, flat_config, run_tool, tmp_path, option):
+    """At a learning rate of 0 they stay what they were."""
+    given = torch.load(trained[1] / 'epoch_3.pth')['state_dict']
+    if option != 'load_from':
+        given = {name: w for name, w in given.items() if name.startswith('backbone.')}
+        pretrained = {name.removeprefix('backbone.'): w + 0.1 for name, w in given.items()}
+        torch.save(pretrained, tmp_path / 'weights.pth')
+        given = {f'backbone.{name}': w for name, w in pretrained.items()}
+    else:
+        torch.save({'state_dict': given}, tmp_path / 'weights.pth')
+    run_tool(
+        tmp_path,
+        *('train.py', flat_config, '--work-dir', 'run', '--cfg-options', f'{option}=weights.pth'),
+        *('optim_wrapper.optimizer.lr=0', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9'),
+        *(['model.backbone.init_cfg.type=Pretrained'] if option != 'load_from' else []),
+    ).ended_well()
+    weights = torch.load(tmp_path / 'run' / 'epoch_1.pth')['state_dict']
+    for name, weight in given.items():
+        torch.testing.assert_close(weights[name], weight, msg=name)
+
+
 @pytest.fixture(scope='module')
 def tested(trained, detection_config, tmp_path_factory):
     """A run of tools/test.py alone: (run, work dir)."""
