@@ -18,12 +18,13 @@ setup: $(BUILT)
 $(INSTALLED): requirements.txt .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing the packages into $(VENV): a few minutes, of which PyTorch is the most.'
-	$(VENV)/bin/pip install $(PIP_FLAGS) -r requirements.txt -c .ci/constraints.txt
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -r requirements.txt -c .ci/constraints.txt
 	touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(wildcard ops/*.h ops/*/*)
 	@echo 'Building the op.'
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/pip install $(PIP_FLAGS) --no-build-isolation --no-deps -e .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-build-isolation --no-deps -e .
+	@$(VENV)/bin/python -c 'from kat_mm.rational.op import compiled_devices as d; print("Compiled kernels:", *d() or ["none"])'
 	touch $@
 
 demo: $(BUILT)
@@ -33,7 +34,7 @@ test: $(BUILT)
 	$(RUN) -m pytest tests
 
 lint: $(BUILT)
-	$(VENV)/bin/pip install $(PIP_FLAGS) -c .ci/constraints.txt ruff clang-format
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c .ci/constraints.txt ruff clang-format
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard ops/*.h ops/*/*)

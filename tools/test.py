@@ -18,7 +18,11 @@ def parse_args():
         '--out',
         help='detection: a .pkl file for the predictions; segmentation: a folder for label maps',
     )
-    parser.add_argument('--show-dir', help='where pictures of the predictions go')
+    parser.add_argument(
+        '--show-dir',
+        help='where pictures of the predictions go; for detection, a relative path counts from '
+        'the log folder in the work dir',
+    )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
     parser.add_argument('--tta', action='store_true', help='test time augmentation')

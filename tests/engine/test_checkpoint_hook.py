@@ -46,6 +46,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, step):
     with pytest.raises(OSError, match='No space'):
         AtomicLocalBackend().put(b'new', path)
     assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('step', ['fsync', 'replace'])

@@ -51,8 +51,10 @@ def test_an_error_is_one_line(capsys, wrap):
     'error', [DataError('image x.png cannot be read: y'), AssertionError('failed to load image: x')]
 )
 def test_an_error_in_a_loader_worker_is_one_line(capsys, error):
+    batches = iter(DataLoader(Broken(error), num_workers=1))
     with pytest.raises(type(error)) as caught:
-        list(DataLoader(Broken(error), num_workers=1))
+        next(batches)
+    batches._shutdown_workers()  # now: the garbage collector would wait five seconds for them
     assert 'Traceback' in str(caught.value)
     assert reported(caught.value, capsys) == f'error: {error}\n'
 

@@ -157,6 +157,17 @@ def test_unreadable_checkpoint(run_tool, flat_config, checkpoints, reader, name,
     assert not (checkpoints / 'work_dirs').exists()  # nothing had started
 
 
+def test_weights_of_another_size(run_tool, flat_config, tmp_path):
+    torch.save({'pos_embed': torch.zeros(1, 65, 48)}, tmp_path / 'weights.pth')
+    message = run_tool(
+        tmp_path,
+        *('train.py', flat_config, '--cfg-options', 'model.backbone.init_cfg.type=Pretrained'),
+        'model.backbone.init_cfg.checkpoint=weights.pth',
+    ).error()
+    assert '(1, 65, 48), the model has (1, 65, 32)' in message
+    assert "choose the checkpoint's arch" in message
+
+
 def test_resume_needs_more_than_weights(run_tool, flat_config, checkpoints):
     message = run_tool(checkpoints, 'train.py', flat_config, '--resume', 'whole.pth').error()
     assert message == (
