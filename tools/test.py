@@ -85,7 +85,7 @@ def main():
     if args.tta:
         augment(config)
     if args.out and is_segmentation(config):
-        config.test_evaluator.output_dir = args.out
+        next(cli.nested(config.test_evaluator, 'type')).output_dir = args.out
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out}: detections are saved to a file that ends in .pkl')
 

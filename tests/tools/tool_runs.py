@@ -58,6 +58,7 @@ train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False,
                         dataset=dict(data_root=data_root))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
+test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU'])]
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 import traceback
+from contextlib import suppress
 
 import kat_mm  # brings mmcv's ops
 
@@ -36,6 +37,7 @@ mmengine.config.config.FormatCode = lambda text, **style: (text, True)
 
 def become(job: dict) -> None:
     """Takes on the arguments, environment, folder and output files of a job."""
+    os.setsid()
     signal.alarm(LIMIT)
     os.chdir(job['cwd'])
     os.environ.update(job['env'])
@@ -70,7 +72,10 @@ def main() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)  # taking all the modules down would take longer than many a run
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with suppress(ProcessLookupError):  # loader workers may outlive a run that was killed
+            os.killpg(process, signal.SIGKILL)
+        print(status, flush=True)
 
 
 main()
