@@ -51,11 +51,11 @@ def augment(config: Config) -> None:
     dataset = config.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
+    if not is_segmentation(config):
+        from kat_mm.engine import instance_tta  # noqa: F401, registers the model
     if 'tta_model' not in config or 'tta_pipeline' not in config:
         if is_segmentation(config):
             raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
-        from kat_mm.engine import instance_tta  # noqa: F401, registers the model
-
         config.tta_model = dict(
             type='InstanceTTAModel',
             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),

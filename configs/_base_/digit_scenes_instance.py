@@ -73,3 +73,25 @@ val_evaluator = dict(
     format_only=False,
 )
 test_evaluator = val_evaluator
+
+# Test time augmentation by two sizes.
+tta_model = dict(
+    type='InstanceTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=50),
+)
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (128, 160)],
+            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+                )
+            ],
+        ],
+    ),
+]

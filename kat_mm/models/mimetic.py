@@ -1,10 +1,25 @@
 """Mimetic initialisation of self-attention: weights that start out like those of trained ViTs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small decompositions gain nothing from threads, and wait long for them on shared cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.no_grad()
+@_one_thread()
 def mimetic_init_(
     qkv: nn.Linear,
     proj: nn.Linear,
