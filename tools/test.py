@@ -53,7 +53,7 @@ def augment(config: Config) -> None:
         dataset = dataset.dataset
     if not is_segmentation(config):
         from kat_mm.engine import instance_tta  # noqa: F401, registers the model
-    if 'tta_model' not in config or 'tta_pipeline' not in config:
+    if not (config.get('tta_model') and config.get('tta_pipeline')):
         if is_segmentation(config):
             raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
         config.tta_model = dict(

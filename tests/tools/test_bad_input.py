@@ -193,7 +193,8 @@ def test_pictures_need_a_hook(run_tool, flat_config, checkpoints):
 def test_augmentation_of_segmentation_is_up_to_the_config(run_tool, flat_config, checkpoints):
     run = run_tool(
         checkpoints,
-        *('test.py', flat_config, 'whole.pth', '--tta', '--cfg-options', 'default_scope=mmseg'),
+        *('test.py', flat_config, 'whole.pth', '--tta', '--cfg-options'),
+        *('default_scope=mmseg', 'tta_model=None'),
     )
     assert run.error() == '--tta: the config has no tta_model and tta_pipeline'
 
