@@ -155,12 +155,7 @@ def compiled_devices() -> tuple[str, ...]:
 
 
 def _load_compiled() -> None:
-    """Registers the compiled kernels; where one is missing, warns once how to get it."""
-    folder = Path(__file__).resolve().parent.parent
-    how = (
-        "the op runs in plain PyTorch, correct but slow. To build it, run 'pip install "
-        "--no-build-isolation -e .' in a clone of kat_mm"
-    )
+    """Registers the compiled kernels; where any is missing, warns once what and how to get it."""
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
     if version < MIN_TORCH:
         warnings.warn(
@@ -169,22 +164,25 @@ def _load_compiled() -> None:
             stacklevel=2,
         )
         return
-    backends = {'cpu': 'a C++ compiler'}
-    if torch.version.cuda:
-        backends['cuda'] = 'nvcc of the CUDA toolkit'
-    for backend, needs in backends.items():
+    folder = Path(__file__).resolve().parent.parent
+    missing = []
+    for backend, needs in (('cpu', 'a C++ compiler'), ('cuda', "nvcc of torch's CUDA generation")):
+        if backend == 'cuda' and not torch.version.cuda:
+            continue
         found = sorted(folder.glob(f'_C_{backend}*.so'))
         if found:
             try:
                 torch.ops.load_library(os.fspath(found[0]))
             except OSError as error:
-                warnings.warn(f'kat_mm: cannot load {found[0]} ({error}): {how}', stacklevel=2)
+                missing.append(f'{found[0].name} cannot be loaded ({error})')
         elif backend == 'cpu' or torch.cuda.is_available():
-            warnings.warn(
-                f'kat_mm: no compiled {backend.upper()} kernels found in {folder}: {how}, '
-                f'with {needs} installed',
-                stacklevel=2,
-            )
+            missing.append(f'the {backend.upper()} kernels are not built, which takes {needs}')
+    if missing:
+        warnings.warn(
+            f'kat_mm: {"; ".join(missing)}. Without them the op runs in plain PyTorch, correct but '
+            "slow. To build them: 'pip install --no-build-isolation -e .' in a clone of kat_mm",
+            stacklevel=2,
+        )
 
 
 _load_compiled()
