@@ -1,4 +1,4 @@
-# The recipe of the KAT paper (arXiv 2409.10594, section 5.2): 36 epochs (3x), AdamW with learning
+# The recipe of the KAT paper (arXiv 2409.10594): 36 epochs (3x), AdamW with learning
 # rate 1e-4 for a total batch of 16, mixed precision. bf16 needs no loss scaling; --amp takes fp16.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=36, val_interval=1)
 val_cfg = dict(type='ValLoop')

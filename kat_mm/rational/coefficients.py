@@ -118,7 +118,7 @@ def variance_gain(numerator: torch.Tensor, denominator: torch.Tensor) -> float:
     """Computes 1 / E[F(z)^2] for z ~ N(0, 1), F the rational function of one row of coefficients.
 
     A linear layer behind F keeps the variance of F's standard normal input if its weights have
-    variance gain / fan_in (KAT, arXiv 2409.10594, section 4.3). The expectation is a sum over an
+    variance gain / fan_in (KAT, arXiv 2409.10594, section 4). The expectation is a sum over an
     even grid, which converges fast as the density and all its derivatives vanish at the ends.
     """
     z = torch.linspace(-12, 12, 24_001, dtype=torch.float64)

@@ -11,7 +11,7 @@ class GroupRational(nn.Module):
     """Applies P(x) / Q(x), with learnable P and Q for each group of adjacent channels.
 
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n (KAT,
-    arXiv 2409.10594, section 4.2). Input and output have the same shape, with the channels, a
+    arXiv 2409.10594, section 4). Input and output have the same shape, with the channels, a
     multiple of `num_groups`, at `channel_dim`. Parameter names and shapes are those of the
     published KAT checkpoints.
 

@@ -113,7 +113,7 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
     """Computes P(x) / Q(x) with one (P, Q) per group of adjacent channels.
 
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n (KAT,
-    arXiv 2409.10594, section 4.2). Q >= 1: there is no pole. Differentiable once, in all three
+    arXiv 2409.10594, section 4). Q >= 1: there is no pole. Differentiable once, in all three
     tensors; the gradients are bitwise reproducible.
 
     Args:

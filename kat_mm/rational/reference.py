@@ -46,7 +46,7 @@ def rational_reference(
     """Computes P(x) / Q(x) with one (P, Q) per group of adjacent channels.
 
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n
-    (KAT, arXiv 2409.10594, eq. 10, with the absolute value around each term, as the published
+    (KAT, arXiv 2409.10594, section 4, with the absolute value around each term, as the published
     kernels evaluate it). Arithmetic is fp32, or fp64 for an fp64 `x`.
 
     Args and result are those of `kat_mm.rational.rational`; `out_dtype` is the dtype of the
