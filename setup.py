@@ -15,7 +15,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
-CUDA_SOURCE = 'ops/cuda/rational.cu'
+CUDA_SOURCES = ['ops/cuda/rational.cu', 'ops/cuda/layer_norm_rational.cu']
 CXX_FLAGS = ['-O3', '-fvisibility=hidden', TARGET_FLAG]
 
 
@@ -26,7 +26,7 @@ def nvcc_output(cuda_home: str, *options: str) -> str:
 
 def cuda_library_dirs(cuda_home: str) -> list[str]:
     """Returns where nvcc itself links from: torch's guess misses an nvcc that is a wrapper."""
-    return re.findall(r'"-L([^"]+)"', nvcc_output(cuda_home, '--dryrun', CUDA_SOURCE))
+    return re.findall(r'"-L([^"]+)"', nvcc_output(cuda_home, '--dryrun', CUDA_SOURCES[0]))
 
 
 def cuda_arch_list(cuda_home: str) -> str:
@@ -92,9 +92,9 @@ def extensions() -> list:
     modules.append(
         cpp_extension.CUDAExtension(
             'kat_mm._C_cuda',
-            [CUDA_SOURCE],
+            CUDA_SOURCES,
             library_dirs=cuda_library_dirs(cpp_extension.CUDA_HOME),
-            depends=headers,
+            depends=[*headers, 'ops/cuda/launch.cuh', 'ops/cuda/reduce.cuh'],
             extra_compile_args={
                 'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
                 # Several architectures are compiled at a time, one for each core.

@@ -2,16 +2,18 @@
 //
 //   F(x) = P(x) / Q(x),  P(x) = a0 + a1 x + ... + aM x^M,  Q(x) = 1 + |b1||x| + ... + |bN||x|^N
 //
-// With y = P/Q, u = g/Q and v = -u y, g being the gradient of F(x):
-//   dx = u (P'(x) - sgn(x) y Q'(|x|)),  da_i = u x^i,  db_j = sgn(b_j) v |x|^j
+// With y = P/Q, u = g/Q and w = u y, g being the gradient of F(x):
+//   dx = u P'(x) - sgn(x) w Q'(|x|),  da_i = u x^i,  db_j = -sgn(b_j) w |x|^j
 #pragma once
+
+#include <cmath>
 
 #if defined(__CUDACC__)
 #define KAT_MM_INLINE __host__ __device__ __forceinline__
 #define KAT_MM_UNROLL _Pragma("unroll")
 #else
 #define KAT_MM_INLINE inline __attribute__((always_inline))
-#define KAT_MM_UNROLL _Pragma("GCC unroll 8")
+#define KAT_MM_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace kat_mm {
@@ -25,10 +27,19 @@ struct Coefficients {
   T b[N];
 };
 
-template <typename T>
-KAT_MM_INLINE T magnitude(T x) {
-  return x < T(0) ? -x : x;
-}
+// Coefficients of P' and of Q' as a function of |x|.
+template <typename T, int M, int N>
+struct Slopes {
+  T a[M];
+  T b[N];
+
+  KAT_MM_INLINE explicit Slopes(const Coefficients<T, M, N>& c) {
+    KAT_MM_UNROLL
+    for (int i = 0; i < M; ++i) a[i] = T(i + 1) * c.a[i + 1];
+    KAT_MM_UNROLL
+    for (int j = 0; j < N; ++j) b[j] = T(j + 1) * c.b[j];
+  }
+};
 
 // 1 / q for q >= 1. On the GPU one approximate instruction, accurate to 1 ulp in fp32.
 KAT_MM_INLINE float reciprocal(float q) {
@@ -42,58 +53,62 @@ KAT_MM_INLINE float reciprocal(float q) {
 }
 KAT_MM_INLINE double reciprocal(double q) { return 1.0 / q; }
 
-template <typename T, int M, int N>
-KAT_MM_INLINE T numerator(const Coefficients<T, M, N>& c, T x) {
-  T p = c.a[M];
+// sgn(x) value for value >= 0; sgn(0) is 0.
+template <typename T>
+KAT_MM_INLINE T with_sign(T value, T x) {
+#if defined(__CUDA_ARCH__)
+  return x == T(0) ? T(0) : std::copysign(value, x);  // one instruction less
+#else
+  return std::copysign(x == T(0) ? T(0) : T(1), x) * value;  // no branch: vectorised everywhere
+#endif
+}
+
+// c[0] + c[1] x + ... by Horner's rule.
+template <typename T, int K>
+KAT_MM_INLINE T polynomial(const T (&c)[K], T x) {
+  T p = c[K - 1];
   KAT_MM_UNROLL
-  for (int i = M - 1; i >= 0; --i) p = p * x + c.a[i];
+  for (int i = K - 2; i >= 0; --i) p = p * x + c[i];
   return p;
 }
 
 template <typename T, int M, int N>
-KAT_MM_INLINE T denominator(const Coefficients<T, M, N>& c, T magnitude_x) {
-  T q = c.b[N - 1];
-  KAT_MM_UNROLL
-  for (int j = N - 2; j >= 0; --j) q = q * magnitude_x + c.b[j];
-  return q * magnitude_x + T(1);
+KAT_MM_INLINE T denominator(const Coefficients<T, M, N>& c, T magnitude) {
+  return polynomial(c.b, magnitude) * magnitude + T(1);
 }
 
 template <typename T, int M, int N>
 KAT_MM_INLINE T rational(const Coefficients<T, M, N>& c, T x) {
-  return numerator(c, x) * reciprocal(denominator(c, magnitude(x)));
+  return polynomial(c.a, x) * reciprocal(denominator(c, std::abs(x)));
+}
+
+// Adds t x, t x^2, ... t x^K to sums[0], sums[stride], ...: one multiplication for two terms.
+template <int K, typename T>
+KAT_MM_INLINE void add_powers(T t, T x, T square, T* sums, int stride) {
+  KAT_MM_UNROLL
+  for (int k = 0; k < K; k += 2) {
+    if (k > 0) t *= square;
+    sums[k * stride] += t * x;
+    if (k + 1 < K) sums[(k + 1) * stride] += t * square;
+  }
 }
 
 // Returns dx for the output gradient g and adds the element's share of the coefficient gradients,
-// u x^i and then v |x|^j (the sign of b_j is left to the end), to sums[0], sums[stride], ...
+// u x^i and then w |x|^j (the sign of -b_j is left to the end), to sums[0], sums[stride], ...
 template <typename T, int M, int N>
-KAT_MM_INLINE T rational_backward(const Coefficients<T, M, N>& c, T x, T g, T* sums, int stride) {
-  const T ax = magnitude(x);
-  const T r = reciprocal(denominator(c, ax));
-  const T y = numerator(c, x) * r;
+KAT_MM_INLINE T rational_backward(const Coefficients<T, M, N>& c, const Slopes<T, M, N>& slopes,
+                                  T x, T g, T* sums, int stride) {
+  const T magnitude = std::abs(x);
+  const T r = reciprocal(denominator(c, magnitude));
   const T u = g * r;
+  const T w = u * (polynomial(c.a, x) * r);
 
-  T dp = T(M) * c.a[M];
-  KAT_MM_UNROLL
-  for (int i = M - 1; i >= 1; --i) dp = dp * x + T(i) * c.a[i];
-  T dq = T(N) * c.b[N - 1];
-  KAT_MM_UNROLL
-  for (int j = N - 1; j >= 1; --j) dq = dq * ax + T(j) * c.b[j - 1];
-  const T sign = x > T(0) ? T(1) : (x < T(0) ? T(-1) : T(0));
+  const T square = x * x;
+  sums[0] += u;
+  add_powers<M>(u, x, square, sums + stride, stride);
+  add_powers<N>(w, magnitude, square, sums + (M + 1) * stride, stride);
 
-  T power = u;
-  sums[0] += power;
-  KAT_MM_UNROLL
-  for (int i = 1; i <= M; ++i) {
-    power *= x;
-    sums[i * stride] += power;
-  }
-  power = -u * y;
-  KAT_MM_UNROLL
-  for (int j = 1; j <= N; ++j) {
-    power *= ax;
-    sums[(M + j) * stride] += power;
-  }
-  return u * (dp - sign * y * dq);
+  return u * polynomial(slopes.a, x) - w * with_sign(polynomial(slopes.b, magnitude), x);
 }
 
 }  // namespace kat_mm

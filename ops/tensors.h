@@ -15,6 +15,7 @@
 
 namespace kat_mm {
 
+using IntArrayRef = torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -36,14 +37,36 @@ struct CoefficientRows {
   int64_t numerator_stride, denominator_stride;
 };
 
-inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
+// Allocates without the dispatcher, which would take longer than to launch a kernel.
+inline Tensor empty_strided(IntArrayRef sizes, IntArrayRef strides, ScalarType dtype,
+                            const Tensor& on_device_of) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(tensor),       from(std::optional<ScalarType>(dtype)),
-                                    from(std::nullopt), from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  using torch::stable::detail::to;
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on_device_of.get(), &device_type));
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                         to<int32_t>(from(dtype)), device_type,
+                                                         on_device_of.get_device_index(), &result));
+  return Tensor(result);
+}
+
+// The sizes and strides of a dense tensor, in another dtype.
+inline Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
+  return empty_strided(tensor.sizes(), tensor.strides(), dtype, tensor);
+}
+
+template <size_t D>
+Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype, const Tensor& on_device_of) {
+  std::array<int64_t, D> strides;
+  int64_t stride = 1;
+  for (size_t d = D; d-- > 0; stride *= sizes[d]) strides[d] = stride;
+  return empty_strided({sizes.data(), D}, {strides.data(), D}, dtype, on_device_of);
+}
+
+// Asks before it calls the dispatcher, which takes a microsecond.
+inline Tensor make_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 inline CoefficientRows check(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
@@ -115,7 +138,7 @@ inline Tensor make_dense(const Tensor& x, int64_t channel_dim, int64_t groups,
     layout = *found;
     return x;
   }
-  Tensor copy = torch::stable::empty_like(x);
+  Tensor copy = torch::stable::empty_like(x);  // of dense strides
   torch::stable::copy_(copy, x);
   layout = *dense_layout(copy, channel_dim, groups);
   return copy;
@@ -132,6 +155,19 @@ inline Tensor match_memory(const Tensor& tensor, const Tensor& like) {
   torch::stable::copy_(copy, tensor);
   return copy;
 }
+
+// The arguments that forward and backward share, checked, with x in dense memory.
+struct Operands {
+  CoefficientRows rows;
+  GroupLayout layout;
+  Tensor x, numerator, denominator;
+
+  Operands(const Tensor& x, const Tensor& numerator, const Tensor& denominator, int64_t channel_dim)
+      : rows(check(x, numerator, denominator, channel_dim)),
+        x(make_dense(x, channel_dim, rows.groups, layout)),
+        numerator(make_contiguous(numerator)),
+        denominator(make_contiguous(denominator)) {}
+};
 
 // The coefficient gradients: of the coefficients' shapes, or empty where they are not wanted.
 struct CoefficientGrads {
@@ -150,8 +186,30 @@ struct CoefficientGrads {
 
  private:
   static Tensor allocate(const Tensor& like, bool wanted) {
-    return wanted ? torch::stable::empty_like(like) : torch::stable::new_empty(like, {0});
+    return wanted ? empty_like(like, like.scalar_type()) : empty<1>({0}, like.scalar_type(), like);
   }
 };
+
+// Calls f(X, Y, T) with the C++ types of x, of its output (or that output's gradient) and of the
+// arithmetic.
+template <typename Half, typename BFloat16, typename F>
+void dispatch_dtypes(ScalarType x, ScalarType y, const F& f) {
+  if (x == y) {
+    if (x == ScalarType::Float) return f(float{}, float{}, float{});
+    if (x == ScalarType::Double) return f(double{}, double{}, double{});
+    if (x == ScalarType::Half) return f(Half{}, Half{}, float{});
+    if (x == ScalarType::BFloat16) return f(BFloat16{}, BFloat16{}, float{});
+  } else if (x == ScalarType::Float) {
+    if (y == ScalarType::Half) return f(float{}, Half{}, float{});
+    if (y == ScalarType::BFloat16) return f(float{}, BFloat16{}, float{});
+  }
+  STD_TORCH_CHECK(false,
+                  "rational: unsupported dtypes; the output must have the dtype of x, or a half "
+                  "dtype for a float32 x");
+}
+
+// A number that is known at compile time, as an argument.
+template <int I>
+using Constant = std::integral_constant<int, I>;
 
 }  // namespace kat_mm

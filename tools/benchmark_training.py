@@ -6,18 +6,32 @@ of the first config to each.
 """
 
 import argparse
-import statistics
-import time
 from pathlib import Path
 
 import torch
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import kat_mm  # noqa: F401
 from kat_mm.engine import cli
+from kat_mm.engine.benchmarking import (
+    ORIGIN,
+    append_csv,
+    check_csv,
+    choose_device,
+    host_ms,
+    origin,
+    positive,
+    progress,
+    spread,
+    time_in_turns,
+)
+
+COLUMNS = (
+    *ORIGIN,
+    *('config', 'median_ms', 'q1_ms', 'q3_ms', 'peak_mib', 'first_ms_ratio', 'first_mib_ratio'),
+)
 
 
 def build(config_path: str, options: dict, batches: int):
@@ -39,25 +53,14 @@ def build(config_path: str, options: dict, batches: int):
     model = runner.model.train()
     steps = 0
 
-    def step() -> dict:
+    def step() -> None:
         nonlocal steps
         steps += 1
-        return model.train_step(loaded[steps % batches], optimizer)
+        loss = model.train_step(loaded[steps % batches], optimizer)['loss']
+        if not torch.isfinite(loss):
+            raise SystemExit(f'error: the loss became {loss.item()}')
 
     return step
-
-
-def timed(step, gpu: bool) -> float:
-    """Returns the milliseconds of one step."""
-    if gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    loss = step()['loss']
-    if not torch.isfinite(loss):
-        raise SystemExit(f'error: the loss became {loss.item()}')
-    if gpu:
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
 
 
 def main():
@@ -65,12 +68,16 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('configs', nargs='+', help='config files')
-    parser.add_argument('--steps', type=int, default=50, help='timed steps of each config')
-    parser.add_argument('--warmup', type=int, default=10, help='steps before')
-    parser.add_argument('--batches', type=int, default=8, help='batches to go round in')
+    parser.add_argument('--steps', type=positive, default=50, help='timed steps of each config')
+    parser.add_argument('--warmup', type=positive, default=10, help='steps before')
+    parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
     parser.add_argument('--cfg-options', nargs='+', action=cli.DictAction, default={})
+    parser.add_argument('--csv', type=Path, help='file to append the results to')
     args = parser.parse_args()
-    gpu = torch.cuda.is_available()
+    if args.csv:
+        check_csv(args.csv, COLUMNS)
+    device = choose_device(None)
+    gpu = device.type == 'cuda'
     steps, memory = {}, {}
     for path in args.configs:
         # The memory of a step alone, beyond what the configs before it hold.
@@ -80,27 +87,29 @@ def main():
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         for _ in range(args.warmup):
-            timed(steps[path], gpu)
+            host_ms(steps[path], device)
         memory[path] = torch.cuda.max_memory_allocated() - held if gpu else 0
-    times = {path: [] for path in args.configs}
-    for _ in track(range(args.steps), 'steps', console=Console(stderr=True)):
-        for path, step in steps.items():
-            times[path].append(timed(step, gpu))
+    with progress('steps', args.steps) as advance:
+        times = time_in_turns(steps, args.steps, device, on_round=advance)
 
-    device = torch.cuda.get_device_name() if gpu else 'CPU'
-    table = Table(title=f'Training steps on {device}, torch {torch.__version__}')
+    source, rows = origin(device), []
+    table = Table(title=f'Training steps on {source["device"]}, torch {source["torch"]}')
     for column in ('config', 'ms', 'quartiles', 'first / this', 'peak MiB', 'first / this'):
         table.add_column(column)
-    base = args.configs[0]
-    for path in args.configs:
-        low, median, high = statistics.quantiles(times[path], n=4)
-        ratio = statistics.median(times[base]) / median
-        share = f'{memory[base] / memory[path]:.3f}' if gpu else ''
-        peak = f'{memory[path] / 2**20:.0f}' if gpu else ''
-        table.add_row(
-            Path(path).stem, f'{median:.1f}', f'{low:.1f} - {high:.1f}', f'{ratio:.3f}', peak, share
-        )
+    spreads = {path: spread(values) for path, values in times.items()}
+    first = args.configs[0]
+    for path, ms in spreads.items():
+        ratio = spreads[first].median / ms.median
+        row = dict(config=path, median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3, first_ms_ratio=ratio)
+        cells = [Path(path).stem, f'{ms.median:.1f}', f'{ms.q1:.1f} - {ms.q3:.1f}', f'{ratio:.3f}']
+        if gpu:
+            row.update(peak_mib=memory[path] / 2**20, first_mib_ratio=memory[first] / memory[path])
+            cells += [f'{row["peak_mib"]:.0f}', f'{row["first_mib_ratio"]:.3f}']
+        table.add_row(*cells)
+        rows.append({**source, **row})
     Console(width=120).print(table)
+    if args.csv:
+        append_csv(args.csv, COLUMNS, rows)
 
 
 if __name__ == '__main__':

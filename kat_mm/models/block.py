@@ -13,7 +13,7 @@ class Block(nn.Module):
     Args:
         embed_dims: channels.
         attn: module called with the normed tokens and the (h, w) of their map.
-        mlp: module called with the normed tokens.
+        mlp: module called with the tokens and `norm`, the layer norm to apply to them first.
         layer_scale: initial scale of both branches (CaiT, arXiv 2103.17239, section 3); None
             for none.
         drop_path: probability of dropping each branch.
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(x, norm=self.norm2)))
 
 
 class LayerScale(nn.Module):

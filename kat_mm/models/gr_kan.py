@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..rational.coefficients import Init, initial_coefficients, variance_gain
 from ..rational.layer import GroupRational
+from ..rational.layer_norm import layer_norm_rational
 
 
 class GRKAN(nn.Module):
@@ -71,7 +72,7 @@ class GRKAN(nn.Module):
         self.fc1 = nn.Linear(embed_dims, feedforward_channels)
         self.act2 = GroupRational(num_groups, act_init[1])
         self.fc2 = nn.Linear(feedforward_channels, embed_dims)
-        self.drop = nn.Dropout(ffn_drop)
+        self.drop = nn.Dropout(ffn_drop) if ffn_drop else nn.Identity()
         self.dropout_layer = _build(dropout_layer)
         self.add_identity = add_identity
         self.reset_parameters()
@@ -85,8 +86,12 @@ class GRKAN(nn.Module):
             nn.init.normal_(fc.weight, std=(gain / fc.in_features) ** 0.5)
             nn.init.zeros_(fc.bias)
 
-    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
-        y = self.drop(self.fc1(self.act1(x)))
+    def forward(
+        self, x: Tensor, identity: Tensor | None = None, norm: nn.LayerNorm | None = None
+    ) -> Tensor:
+        """Computes the layer, of norm(x) where a layer norm is given."""
+        y = self.act1(x) if norm is None else layer_norm_rational(x, norm, self.act1)
+        y = self.drop(self.fc1(y))
         y = self.dropout_layer(self.drop(self.fc2(self.act2(y))))
         if not self.add_identity:
             return y

@@ -15,7 +15,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(embed_dims, feedforward_channels)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(feedforward_channels, embed_dims)
-        self.drop = nn.Dropout(ffn_drop)
+        self.drop = nn.Dropout(ffn_drop) if ffn_drop else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -24,5 +24,7 @@ class Mlp(nn.Module):
             nn.init.trunc_normal_(fc.weight, std=0.02)
             nn.init.zeros_(fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """Computes the MLP, of norm(x) where a layer norm is given."""
+        x = x if norm is None else norm(x)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

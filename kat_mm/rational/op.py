@@ -2,39 +2,41 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 
+from .arguments import DTYPES, check_arguments
 from .reference import rational_backward_reference, rational_reference
 
 MIN_TORCH = (2, 10)  # the stable ABI that the compiled libraries are built against
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_HALF_DTYPES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
-_library = torch.library.Library('kat_mm', 'DEF')
-_library.define(
+library = torch.library.Library('kat_mm', 'DEF')
+library.define(
     'rational(Tensor x, Tensor numerator, Tensor denominator, int channel_dim=-1, '
     'ScalarType? out_dtype=None) -> Tensor',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define(
+library.define(
     'rational_backward(Tensor grad, Tensor x, Tensor numerator, Tensor denominator, '
     'int channel_dim=-1, bool coefficient_grads=True) -> (Tensor, Tensor, Tensor)',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 # The reference serves every device for which no compiled kernel is registered.
-_library.impl('rational', rational_reference, 'CompositeExplicitAutograd')
-_library.impl('rational_backward', rational_backward_reference, 'CompositeExplicitAutograd')
+library.impl('rational', rational_reference, 'CompositeExplicitAutograd')
+library.impl('rational_backward', rational_backward_reference, 'CompositeExplicitAutograd')
 
 
-@torch.library.register_fake('kat_mm::rational', lib=_library)
+@torch.library.register_fake('kat_mm::rational', lib=library)
 def _rational_fake(x, numerator, denominator, channel_dim=-1, out_dtype=None):
+    check_arguments(x, numerator, denominator, channel_dim)
     return torch.empty_like(x, dtype=out_dtype or x.dtype)
 
 
-@torch.library.register_fake('kat_mm::rational_backward', lib=_library)
+@torch.library.register_fake('kat_mm::rational_backward', lib=library)
 def _rational_backward_fake(
     grad, x, numerator, denominator, channel_dim=-1, coefficient_grads=True
 ):
@@ -66,47 +68,39 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd(
-    'kat_mm::rational', _backward, setup_context=_setup_context, lib=_library
+    'kat_mm::rational', _backward, setup_context=_setup_context, lib=library
 )
 
 
-def check_arguments(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int) -> None:
-    """Raises the error that names what is wrong with the arguments of `rational`, if anything."""
-    for name, tensor in (('x', x), ('numerator', numerator), ('denominator', denominator)):
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(
-                f'rational: {name} has dtype {tensor.dtype}; '
-                'supported are float16, bfloat16, float32 and float64'
-            )
-    if not x.device == numerator.device == denominator.device:
-        raise RuntimeError(
-            f'rational: x is on {x.device}, numerator on {numerator.device} and denominator on '
-            f'{denominator.device}; move them to one device'
-        )
-    shapes = (
-        f'numerator {tuple(numerator.shape)} and denominator {tuple(denominator.shape)} '
-        f'for x {tuple(x.shape)}'
-    )
-    if numerator.dim() != 2 or denominator.dim() != 2:
-        raise ValueError(f'rational: coefficients must be [1 or G, order], got {shapes}')
-    if not (2 <= numerator.shape[1] <= 9 and 1 <= denominator.shape[1] <= 8):
-        raise ValueError(
-            'rational: numerator must be [1 or G, m + 1] and denominator [1 or G, n] '
-            f'with m and n from 1 to 8, got {shapes}'
-        )
-    rows = {numerator.shape[0], denominator.shape[0]} - {1}
-    if len(rows) > 1 or 0 in rows:
-        raise ValueError(f'rational: both must have 1 row or the same number of rows, got {shapes}')
-    if x.dim() == 0:
-        raise ValueError('rational: x must have at least one dimension, got a scalar')
-    if not -x.dim() <= channel_dim < x.dim():
-        raise IndexError(f'rational: channel_dim={channel_dim} is out of range for x {x.dim()}-D')
-    groups = rows.pop() if rows else 1
-    if x.shape[channel_dim] % groups:
-        raise ValueError(
-            f'rational: the {x.shape[channel_dim]} channels at dimension {channel_dim} of x '
-            f'{tuple(x.shape)} cannot be divided into the {groups} groups of {shapes}'
-        )
+def call_fast(op: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> Callable:
+    """Returns a function that calls `op`, whose autograd formula this is, by the shortest way.
+
+    Eager calls skip torch.library's own autograd, which takes longer than the kernel at small
+    sizes; torch.compile and torch.func need it.
+    """
+
+    class Fast(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            with _C._AutoDispatchBelowAutograd():
+                output = op(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+    Fast.backward = staticmethod(backward)
+
+    def call(*inputs):
+        if torch.compiler.is_compiling() or _C._are_functorch_transforms_active():
+            return op(*inputs)
+        if torch.is_grad_enabled():
+            return Fast.apply(*inputs)
+        with _C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    return call
+
+
+_call = call_fast(torch.ops.kat_mm.rational.default, _setup_context, _backward)
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int = -1) -> Tensor:
@@ -133,24 +127,35 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
         IndexError: for a channel_dim out of range.
         RuntimeError: for tensors on different devices.
     """
-    check_arguments(x, numerator, denominator, channel_dim)
-    dtype, device = x.dtype, x.device.type
     # Kernels take coefficients in the dtype of the arithmetic; autograd casts gradients back.
+    dtype = x.dtype
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    numerator, denominator = numerator.to(compute_dtype), denominator.to(compute_dtype)
-    out_dtype = dtype
-    if dtype != torch.float64 and device != 'meta' and torch.is_autocast_enabled(device):
-        out_dtype = torch.get_autocast_dtype(device)
-    if out_dtype == dtype or (dtype == torch.float32 and out_dtype in _HALF_DTYPES):
-        return torch.ops.kat_mm.rational(
-            x, numerator, denominator, channel_dim, None if out_dtype == dtype else out_dtype
-        )
-    return torch.ops.kat_mm.rational(x, numerator, denominator, channel_dim).to(out_dtype)
+    if numerator.dtype != compute_dtype and numerator.dtype in DTYPES:
+        numerator = numerator.to(compute_dtype)
+    if denominator.dtype != compute_dtype and denominator.dtype in DTYPES:
+        denominator = denominator.to(compute_dtype)
+    out_dtype = autocast_dtype(x)
+    direct = out_dtype is None or dtype == torch.float32
+    try:
+        y = _call(x, numerator, denominator, channel_dim, out_dtype if direct else None)
+    except RuntimeError:
+        check_arguments(x, numerator, denominator, channel_dim)  # says it better
+        raise
+    return y if direct else y.to(out_dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Returns the dtype that autocast asks for in the place of that of x, if any."""
+    device = x.device.type
+    if x.dtype == torch.float64 or device == 'meta' or not torch.is_autocast_enabled(device):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    return dtype if dtype != x.dtype and dtype in HALF_DTYPES else None
 
 
 def compiled_devices() -> tuple[str, ...]:
     """Returns the device types ('cpu', 'cuda') that run the op by a compiled kernel."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    has_kernel = _C._dispatch_has_kernel_for_dispatch_key
     return tuple(key.lower() for key in ('CPU', 'CUDA') if has_kernel('kat_mm::rational', key))
 
 

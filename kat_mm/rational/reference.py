@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .arguments import check_arguments
+
 
 def group_layout(
     x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
@@ -52,6 +54,7 @@ def rational_reference(
     Args and result are those of `kat_mm.rational.rational`; `out_dtype` is the dtype of the
     result, by default that of `x`.
     """
+    check_arguments(x, numerator, denominator, channel_dim)
     dtype = _compute_dtype(x)
     layout = group_layout(x, numerator, denominator, channel_dim)
     p, q = _evaluate(x.reshape(layout).to(dtype), numerator.to(dtype), denominator.to(dtype))

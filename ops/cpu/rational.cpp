@@ -1,168 +1,309 @@
 // CPU kernels of kat_mm::rational and kat_mm::rational_backward.
 //
-// Work is cut into tasks that depend on the sizes alone, not on the number of threads, and partial
-// sums are added in task order: gradients are the same bits on every run.
-#include "../rational.h"
+// Partial sums are added in the order of the tasks: gradients are the same bits on every run.
+#include "convert.h"
 
-#include "../tensors.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define KAT_MM_VECTORISE __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+// The iterations of the loop that follows touch no memory of each other.
+#if defined(__clang__)
+#define KAT_MM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
-#define KAT_MM_VECTORISE
+#define KAT_MM_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
 namespace kat_mm {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
+constexpr int64_t kTileBlocks = 256;  // fp32 additions in a lane before the sum goes to fp64
+constexpr int64_t kTileRows = 16;     // few, so that a tile is read while its rows are in the cache
+constexpr int64_t kShortRun = 256;    // shorter runs may leave too many lanes of a block idle
+constexpr int64_t kGrain = 16384;     // fewest elements worth a task
+constexpr int64_t kMaxTasks = 128;
 
-constexpr int kLanes = 16;         // elements in flight: one AVX-512 register of fp32
-constexpr int64_t kGrain = 16384;  // fewest elements worth a task
-constexpr int64_t kMaxTasks = 64;  // per group
-constexpr int64_t kFlush = 256;    // fp32 additions in a lane before the sum goes to fp64
+// Elements of a block: an AVX-512 register of the narrowest type, since GCC vectorises a conversion
+// by the number of lanes of its narrower side.
+template <typename X, typename Y>
+constexpr int kLanes = 64 / std::min(sizeof(X), sizeof(Y));
 
-template <typename T, int M, int N>
-Coefficients<T, M, N> load_coefficients(const T* numerator, const T* denominator,
-                                        const CoefficientRows& rows, int64_t group) {
-  Coefficients<T, M, N> c{};
-  for (int i = 0; i <= rows.m; ++i) c.a[i] = numerator[group * rows.numerator_stride + i];
-  for (int j = 0; j < rows.n; ++j) {
-    c.b[j] = magnitude(denominator[group * rows.denominator_stride + j]);
+// --- how work is cut -------------------------------------------------------------------------
+
+// Memory is a matrix of `outer` rows and groups * run columns, cut into strips of columns and these
+// into tiles of a few rows. Within a strip a lane of a block always meets the same coefficients:
+// either the strip lies within one group, or it is one block wide and every lane has its own group.
+// The cuts depend on sizes alone, not on the number of threads.
+struct Plan {
+  GroupLayout layout;
+  int lanes;
+  int64_t period;  // elements of a row
+  bool within_group;
+  int64_t span;  // columns at whose end a strip ends too
+  int64_t strip_width;
+  int64_t strips_per_span, strips;
+  int64_t tile_rows, tiles;
+
+  Plan(const GroupLayout& layout, int lanes)
+      : layout(layout), lanes(lanes), period(layout.groups * layout.run) {
+    within_group = layout.run >= kShortRun || layout.run % lanes == 0 || layout.groups == 1;
+    span = within_group ? layout.run : period;
+    strip_width = within_group ? std::min(span, kTileBlocks * lanes) : lanes;
+    strips_per_span = ceil_div(span, strip_width);
+    strips = period / span * strips_per_span;
+    tile_rows = std::min(kTileRows, kTileBlocks / ceil_div(strip_width, lanes));
+    tiles = strips * ceil_div(layout.outer, tile_rows);
   }
-  return c;
-}
 
-// Calls block(offset, width) for blocks of kLanes elements; the last may have fewer. All elements
-// take the same path, whatever their place, so that a value does not depend on its neighbours.
-template <typename Block>
-KAT_MM_INLINE void for_blocks(int64_t count, const Block& block) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) block(i, kLanes);
-  if (i < count) block(i, static_cast<int>(count - i));
-}
+  static int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
 
-// Copies `width` elements between types; the full width is a loop of constant length.
-template <typename From, typename To>
-KAT_MM_INLINE void convert(const From* from, To* to, int width) {
-  if (width == kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<To>(from[lane]);
-  } else {
-    for (int lane = 0; lane < width; ++lane) to[lane] = static_cast<To>(from[lane]);
-  }
-}
-
-template <typename X, typename Y, typename T, int M, int N>
-KAT_MM_VECTORISE void forward_run(const Coefficients<T, M, N>& c, const X* x, Y* y, int64_t count) {
-  const Coefficients<T, M, N> k = c;
-  for_blocks(count, [&](int64_t i, int width) __attribute__((always_inline)) {
-    T z[kLanes] = {}, f[kLanes];
-    convert(x + i, z, width);
-    for (int lane = 0; lane < kLanes; ++lane) f[lane] = rational(k, z[lane]);
-    convert(f, y + i, width);
-  });
-}
-
-template <typename T, int M, int N>
-struct LaneSums {
-  static constexpr int kTerms = Coefficients<T, M, N>::kTerms;
-  T lanes[kTerms][kLanes] = {};
-  int64_t additions = 0;
-  double total[kTerms] = {};
-
-  void flush() {
-    for (int k = 0; k < kTerms; ++k) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        total[k] += static_cast<double>(lanes[k][lane]);
-        lanes[k][lane] = T(0);
-      }
-    }
-    additions = 0;
+  // How many sets of coefficients and of sums there are, of one for each lane.
+  int64_t sets() const { return within_group ? layout.groups : strips; }
+  int64_t group_of(int64_t set, int lane) const {
+    return within_group ? set : std::min(set * lanes + lane, period - 1) / layout.run;
   }
 };
 
-template <typename X, typename G, typename T, int M, int N>
-KAT_MM_VECTORISE void backward_run(const Coefficients<T, M, N>& c, const X* x, const G* grad,
-                                   X* grad_x, int64_t count, LaneSums<T, M, N>& sums) {
-  const Coefficients<T, M, N> k = c;
-  for_blocks(count, [&](int64_t i, int width) __attribute__((always_inline)) {
-    T z[kLanes] = {}, g[kLanes] = {}, dx[kLanes];  // a zero gradient adds nothing to the sums
-    convert(x + i, z, width);
-    convert(grad + i, g, width);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      dx[lane] = rational_backward(k, z[lane], g[lane], &sums.lanes[0][lane], kLanes);
-    }
-    convert(dx, grad_x + i, width);
-    if (++sums.additions == kFlush) sums.flush();
-  });
-}
+struct Tile {
+  int64_t set;
+  int64_t offset;  // of the first element
+  int64_t rows, columns;
+};
 
-// Calls visit(offset, count) for each contiguous piece of elements [first, last) of one group.
-template <typename Visit>
-void for_pieces(const GroupLayout& layout, int64_t group, int64_t first, int64_t last,
-                const Visit& visit) {
-  while (first < last) {
-    const int64_t row = first / layout.run;
-    const int64_t column = first % layout.run;
-    const int64_t count = std::min(last - first, layout.run - column);
-    visit((row * layout.groups + group) * layout.run + column, count);
-    first += count;
+// Calls work(tile) for tiles [first, last), in the order of memory.
+template <typename Work>
+void for_tiles(const Plan& plan, int64_t first, int64_t last, const Work& work) {
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t row = i / plan.strips * plan.tile_rows;
+    const int64_t strip = i % plan.strips;
+    const int64_t span = strip / plan.strips_per_span;
+    const int64_t column = strip % plan.strips_per_span * plan.strip_width;
+    work(Tile{plan.within_group ? span : strip, row * plan.period + span * plan.span + column,
+              std::min(plan.tile_rows, plan.layout.outer - row),
+              std::min(plan.strip_width, plan.span - column)});
   }
 }
 
-// Calls work(group, task, first, last) in parallel: `tasks` even shares of each group's elements.
-template <typename Work>
-void for_tasks(const GroupLayout& layout, int64_t tasks, const Work& work) {
-  const int64_t elements = layout.outer * layout.run;
-  torch::stable::parallel_for(0, layout.groups * tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i % tasks;
-      work(i / tasks, task, elements * task / tasks, elements * (task + 1) / tasks);
+template <typename T, int M, int N, int L>
+struct LaneCoefficients {
+  T a[M + 1][L];
+  T b[N][L];
+
+  KAT_MM_INLINE Coefficients<T, M, N> at(int lane) const {
+    Coefficients<T, M, N> c;
+    KAT_MM_UNROLL
+    for (int i = 0; i <= M; ++i) c.a[i] = a[i][lane];
+    KAT_MM_UNROLL
+    for (int j = 0; j < N; ++j) c.b[j] = b[j][lane];
+    return c;
+  }
+};
+
+template <typename T, int M, int N, int L>
+std::vector<LaneCoefficients<T, M, N, L>> load_coefficients(const Operands& operands,
+                                                            const Plan& plan) {
+  const CoefficientRows& rows = operands.rows;
+  const T* a = static_cast<const T*>(operands.numerator.const_data_ptr());
+  const T* b = static_cast<const T*>(operands.denominator.const_data_ptr());
+  std::vector<LaneCoefficients<T, M, N, L>> sets(plan.sets());
+  for (int64_t set = 0; set < plan.sets(); ++set) {
+    for (int lane = 0; lane < L; ++lane) {
+      const int64_t group = plan.group_of(set, lane);
+      for (int i = 0; i <= rows.m; ++i) {
+        sets[set].a[i][lane] = a[group * rows.numerator_stride + i];
+      }
+      for (int j = 0; j < rows.n; ++j) {
+        sets[set].b[j][lane] = std::abs(b[group * rows.denominator_stride + j]);
+      }
     }
+  }
+  return sets;
+}
+
+// --- kernels ---------------------------------------------------------------------------------
+
+// Runs kernel(), all of which has to be inlined, compiled for the vector instructions of this CPU.
+#if defined(__x86_64__) && defined(__GNUC__)
+template <typename Kernel>
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void run_avx512(
+    const Kernel& kernel) {
+  kernel();
+}
+template <typename Kernel>
+__attribute__((target("avx2,fma"))) void run_avx2(const Kernel& kernel) {
+  kernel();
+}
+template <typename Kernel>
+void run_vectorised(const Kernel& kernel) {
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) {
+    run_avx512(kernel);
+  } else if (avx2) {
+    run_avx2(kernel);
+  } else {
+    kernel();
+  }
+}
+#else
+template <typename Kernel>
+void run_vectorised(const Kernel& kernel) {
+  kernel();
+}
+#endif
+
+template <typename X, typename Y, typename T, int M, int N, int L>
+KAT_MM_INLINE void forward_block(const LaneCoefficients<T, M, N, L>& c, const X* x, Y* y) {
+  T x_copy[L], y_copy[L];
+  const T* z = load<L>(x, x_copy);
+  T* f = staging(y, y_copy);
+  KAT_MM_INDEPENDENT
+  for (int lane = 0; lane < L; ++lane) f[lane] = rational(c.at(lane), z[lane]);
+  store<L>(f, y);
+}
+
+template <typename X, typename G, typename T, int M, int N, int L>
+KAT_MM_INLINE void backward_block(const LaneCoefficients<T, M, N, L>& coefficients, const X* x,
+                                  const G* grad, X* grad_x, T* sums) {
+  T x_copy[L], grad_copy[L], grad_x_copy[L];
+  const T* z = load<L>(x, x_copy);
+  const T* g = load<L>(grad, grad_copy);
+  T* dx = staging(grad_x, grad_x_copy);
+  KAT_MM_INDEPENDENT
+  for (int lane = 0; lane < L; ++lane) {
+    const Coefficients<T, M, N> c = coefficients.at(lane);
+    dx[lane] = rational_backward(c, Slopes<T, M, N>(c), z[lane], g[lane], sums + lane, L);
+  }
+  store<L>(dx, grad_x);
+}
+
+// Calls whole(offset) for the blocks of a tile, then part(offset, width) for those at the ends of
+// its rows that have fewer elements. These go through whole blocks in a copy: all elements take the
+// same path, and a value does not depend on its place and neighbours.
+template <int L, typename Whole, typename Part>
+KAT_MM_INLINE void for_blocks(const Tile& tile, int64_t period, const Whole& whole,
+                              const Part& part) {
+  const int64_t width = tile.columns % L;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const int64_t first = tile.offset + row * period;
+    for (int64_t i = first; i < first + tile.columns - width; i += L) whole(i);
+  }
+  if (width == 0) return;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    part(tile.offset + row * period + tile.columns - width, width);
+  }
+}
+
+// Prefetches the tile to the right, the next in order: rows are too short for the hardware to do
+// it.
+template <typename X, typename Y, typename T, int M, int N, int L>
+KAT_MM_INLINE void forward_tile(const LaneCoefficients<T, M, N, L>& coefficients, const X* x, Y* y,
+                                const Tile& tile, int64_t period) {
+  const LaneCoefficients<T, M, N, L> c = coefficients;  // a local copy can stay in registers
+  const int64_t next = tile.columns;
+  const auto whole = [&](int64_t i) __attribute__((always_inline)) {
+    __builtin_prefetch(x + i + next);
+    __builtin_prefetch(y + i + next, 1);
+    forward_block(c, x + i, y + i);
+  };
+  const auto part = [&](int64_t i, int64_t width) __attribute__((always_inline)) {
+    X x_copy[L] = {};
+    Y y_copy[L];
+    std::copy(x + i, x + i + width, x_copy);
+    forward_block(c, x_copy, y_copy);
+    std::copy(y_copy, y_copy + width, y + i);
+  };
+  for_blocks<L>(tile, period, whole, part);
+}
+
+template <typename T, int M, int N, int L>
+struct LaneSums {
+  static constexpr int kTerms = Coefficients<T, M, N>::kTerms;
+  double lanes[kTerms][L] = {};
+};
+
+template <typename X, typename G, typename T, int M, int N, int L>
+KAT_MM_INLINE void backward_tile(const LaneCoefficients<T, M, N, L>& coefficients, const X* x,
+                                 const G* grad, X* grad_x, const Tile& tile, int64_t period,
+                                 LaneSums<T, M, N, L>& total) {
+  constexpr int kTerms = LaneSums<T, M, N, L>::kTerms;
+  const LaneCoefficients<T, M, N, L> c = coefficients;
+  const int64_t next = tile.columns;
+  T sums[kTerms][L] = {};
+  const auto whole = [&](int64_t i) __attribute__((always_inline)) {
+    __builtin_prefetch(x + i + next);
+    __builtin_prefetch(grad + i + next);
+    __builtin_prefetch(grad_x + i + next, 1);
+    backward_block(c, x + i, grad + i, grad_x + i, sums[0]);
+  };
+  const auto part = [&](int64_t i, int64_t width) __attribute__((always_inline)) {
+    X x_copy[L] = {}, grad_x_copy[L];
+    G grad_copy[L] = {};  // a zero gradient adds nothing to the sums
+    std::copy(x + i, x + i + width, x_copy);
+    std::copy(grad + i, grad + i + width, grad_copy);
+    backward_block(c, x_copy, grad_copy, grad_x_copy, sums[0]);
+    std::copy(grad_x_copy, grad_x_copy + width, grad_x + i);
+  };
+  for_blocks<L>(tile, period, whole, part);
+  for (int k = 0; k < kTerms; ++k) {
+    for (int lane = 0; lane < L; ++lane) total.lanes[k][lane] += sums[k][lane];
+  }
+}
+
+// Calls work(task, first, last) in parallel, with even shares of the tiles.
+template <typename Work>
+void for_tasks(int64_t tiles, int64_t tasks, const Work& work) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(i, tiles * i / tasks, tiles * (i + 1) / tasks);
   });
 }
 
-int64_t tasks_per_group(const GroupLayout& layout) {
-  return std::clamp<int64_t>(layout.outer * layout.run / kGrain, 1, kMaxTasks);
-}
-
 template <typename X, typename Y, typename T, int M, int N>
-void forward(const Tensor& x, const Tensor& numerator, const Tensor& denominator, Tensor& y,
-             const CoefficientRows& rows, const GroupLayout& layout) {
-  const X* in = static_cast<const X*>(x.const_data_ptr());
+void forward(const Operands& operands, Tensor& y) {
+  constexpr int L = kLanes<X, Y>;
+  const X* in = static_cast<const X*>(operands.x.const_data_ptr());
   Y* out = static_cast<Y*>(y.mutable_data_ptr());
-  const T* a = static_cast<const T*>(numerator.const_data_ptr());
-  const T* b = static_cast<const T*>(denominator.const_data_ptr());
-  for_tasks(layout, tasks_per_group(layout),
-            [&](int64_t group, int64_t, int64_t first, int64_t last) {
-              const auto c = load_coefficients<T, M, N>(a, b, rows, group);
-              for_pieces(layout, group, first, last, [&](int64_t offset, int64_t count) {
-                forward_run<X, Y, T, M, N>(c, in + offset, out + offset, count);
-              });
-            });
+  const Plan plan(operands.layout, L);
+  const auto sets = load_coefficients<T, M, N, L>(operands, plan);
+  const int64_t tasks = std::clamp<int64_t>(operands.x.numel() / kGrain, 1, kMaxTasks);
+  for_tasks(plan.tiles, tasks, [&](int64_t, int64_t first, int64_t last) {
+    for_tiles(plan, first, last, [&](const Tile& tile) {
+      run_vectorised([&]() __attribute__((always_inline)) {
+        forward_tile(sets[tile.set], in, out, tile, plan.period);
+      });
+    });
+  });
 }
 
 template <typename X, typename G, typename T, int M, int N>
-void backward(const Tensor& grad, const Tensor& x, const Tensor& numerator,
-              const Tensor& denominator, Tensor& grad_x, CoefficientGrads& grads,
-              const CoefficientRows& rows, const GroupLayout& layout) {
+void backward(const Operands& operands, const Tensor& grad, Tensor& grad_x,
+              CoefficientGrads& grads) {
+  const CoefficientRows& rows = operands.rows;
+  const GroupLayout& layout = operands.layout;
   constexpr int kTerms = Coefficients<T, M, N>::kTerms;
+  constexpr int L = kLanes<X, G>;
   const G* g = static_cast<const G*>(grad.const_data_ptr());
-  const X* in = static_cast<const X*>(x.const_data_ptr());
+  const X* in = static_cast<const X*>(operands.x.const_data_ptr());
   X* out = static_cast<X*>(grad_x.mutable_data_ptr());
-  const T* a = static_cast<const T*>(numerator.const_data_ptr());
-  const T* b = static_cast<const T*>(denominator.const_data_ptr());
-  const int64_t tasks = tasks_per_group(layout);
-  std::vector<double> partials(layout.groups * tasks * kTerms);
-  for_tasks(layout, tasks, [&](int64_t group, int64_t task, int64_t first, int64_t last) {
-    const auto c = load_coefficients<T, M, N>(a, b, rows, group);
-    LaneSums<T, M, N> sums;
-    for_pieces(layout, group, first, last, [&](int64_t offset, int64_t count) {
-      backward_run<X, G, T, M, N>(c, in + offset, g + offset, out + offset, count, sums);
+  const Plan plan(layout, L);
+  const auto sets = load_coefficients<T, M, N, L>(operands, plan);
+  // A task is worth several elements for each of its sums.
+  const int64_t grain = std::max(kGrain, plan.sets() * L * kTerms * 4);
+  const int64_t tasks = std::clamp<int64_t>(operands.x.numel() / grain, 1, kMaxTasks);
+  std::vector<double> partials(tasks * layout.groups * kTerms);
+  for_tasks(plan.tiles, tasks, [&](int64_t task, int64_t first, int64_t last) {
+    std::vector<LaneSums<T, M, N, L>> sums(plan.sets());
+    for_tiles(plan, first, last, [&](const Tile& tile) {
+      run_vectorised([&]() __attribute__((always_inline)) {
+        backward_tile(sets[tile.set], in, g, out, tile, plan.period, sums[tile.set]);
+      });
     });
-    sums.flush();
-    std::copy(sums.total, sums.total + kTerms, &partials[(group * tasks + task) * kTerms]);
+    for (int64_t set = 0; set < plan.sets(); ++set) {
+      for (int lane = 0; lane < L; ++lane) {
+        const int64_t group = plan.group_of(set, lane);
+        for (int k = 0; k < kTerms; ++k) {
+          partials[(task * layout.groups + group) * kTerms + k] += sums[set].lanes[k][lane];
+        }
+      }
+    }
   });
   if (!grads.wanted) return;
 
@@ -174,103 +315,62 @@ void backward(const Tensor& grad, const Tensor& x, const Tensor& numerator,
       const int64_t last = stride == 0 ? layout.groups : row + 1;
       for (int column = 0; column < columns; ++column) {
         double sum = 0;
-        for (int64_t i = row * tasks; i < last * tasks; ++i) {
-          sum += partials[i * kTerms + first_term + column];
+        for (int64_t task = 0; task < tasks; ++task) {
+          for (int64_t group = row; group < last; ++group) {
+            sum += partials[(task * layout.groups + group) * kTerms + first_term + column];
+          }
         }
-        const bool negative = signs != nullptr && signs[row * columns + column] < T(0);
-        to[row * columns + column] = static_cast<T>(negative ? -sum : sum);
+        const bool negated = signs != nullptr && !(signs[row * columns + column] < T(0));
+        to[row * columns + column] = static_cast<T>(negated ? -sum : sum);
       }
     }
   };
   reduce(grads.numerator, rows.numerator_stride, rows.m + 1, 0, nullptr);
-  reduce(grads.denominator, rows.denominator_stride, rows.n, M + 1, b);
+  reduce(grads.denominator, rows.denominator_stride, rows.n, M + 1,
+         static_cast<const T*>(operands.denominator.const_data_ptr()));
 }
 
-// Calls f<X, T> with the C++ types of a dtype and of its arithmetic.
+// Calls f(M, N): the tuned order, or the highest one.
 template <typename F>
-void dispatch_dtype(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float{}, float{});
-    case ScalarType::Double:
-      return f(double{}, double{});
-    case ScalarType::Half:
-      return f(Half{}, float{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{}, float{});
-    default:
-      STD_TORCH_CHECK(false, "rational: unsupported dtype of x");
-  }
+void dispatch_order(const CoefficientRows& rows, const F& f) {
+  if (rows.m <= 5 && rows.n <= 4) return f(Constant<5>{}, Constant<4>{});
+  return f(Constant<kMaxOrder>{}, Constant<kMaxOrder>{});
 }
 
 Tensor rational_cpu(Tensor x, Tensor numerator, Tensor denominator, int64_t channel_dim,
                     std::optional<ScalarType> out_dtype) {
-  const CoefficientRows rows = check(x, numerator, denominator, channel_dim);
-  numerator = torch::stable::contiguous(numerator);
-  denominator = torch::stable::contiguous(denominator);
-  GroupLayout layout;
-  x = make_dense(x, channel_dim, rows.groups, layout);
-  const ScalarType y_dtype = out_dtype.value_or(x.scalar_type());
-  Tensor y = empty_like(x, y_dtype);
+  const Operands operands(x, numerator, denominator, channel_dim);
+  x = operands.x;
+  Tensor y = empty_like(x, out_dtype.value_or(x.scalar_type()));
   if (x.numel() == 0) return y;
-  dispatch_dtype(x.scalar_type(), [&](auto x_tag, auto t_tag) {
-    using X = decltype(x_tag);
-    using T = decltype(t_tag);
-    const auto run = [&](auto y_tag) {
-      using Y = decltype(y_tag);
-      if (rows.m <= 5 && rows.n <= 4) {
-        forward<X, Y, T, 5, 4>(x, numerator, denominator, y, rows, layout);
-      } else {
-        forward<X, Y, T, kMaxOrder, kMaxOrder>(x, numerator, denominator, y, rows, layout);
-      }
-    };
-    if (y_dtype == x.scalar_type()) return run(X{});
-    if constexpr (std::is_same_v<X, float>) {
-      if (y_dtype == ScalarType::Half) return run(Half{});
-      if (y_dtype == ScalarType::BFloat16) return run(BFloat16{});
-    }
-    STD_TORCH_CHECK(false, "rational: out_dtype must be that of x, or a half dtype for float32 x");
-  });
+  dispatch_dtypes<Half, BFloat16>(
+      x.scalar_type(), y.scalar_type(), [&](auto x_tag, auto y_tag, auto t_tag) {
+        dispatch_order(operands.rows, [&](auto m, auto n) {
+          forward<decltype(x_tag), decltype(y_tag), decltype(t_tag), m(), n()>(operands, y);
+        });
+      });
   return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor> rational_backward_cpu(Tensor grad, Tensor x, Tensor numerator,
                                                          Tensor denominator, int64_t channel_dim,
                                                          bool coefficient_grads) {
-  const CoefficientRows rows = check(x, numerator, denominator, channel_dim);
-  numerator = torch::stable::contiguous(numerator);
-  denominator = torch::stable::contiguous(denominator);
-  GroupLayout layout;
-  x = make_dense(x, channel_dim, rows.groups, layout);
+  const Operands operands(x, numerator, denominator, channel_dim);
+  x = operands.x;
   grad = match_memory(grad, x);
-  Tensor grad_x = torch::stable::empty_like(x);
-  CoefficientGrads grads(numerator, denominator, coefficient_grads);
+  Tensor grad_x = empty_like(x, x.scalar_type());
+  CoefficientGrads grads(operands.numerator, operands.denominator, coefficient_grads);
   if (x.numel() == 0) {
     grads.zero();
     return {grad_x, grads.numerator, grads.denominator};
   }
-  dispatch_dtype(x.scalar_type(), [&](auto x_tag, auto t_tag) {
-    using X = decltype(x_tag);
-    using T = decltype(t_tag);
-    const auto run = [&](auto g_tag) {
-      using G = decltype(g_tag);
-      if (rows.m <= 5 && rows.n <= 4) {
-        backward<X, G, T, 5, 4>(grad, x, numerator, denominator, grad_x, grads, rows, layout);
-      } else {
-        backward<X, G, T, kMaxOrder, kMaxOrder>(grad, x, numerator, denominator, grad_x, grads,
-                                                rows, layout);
-      }
-    };
-    const ScalarType g_dtype = grad.scalar_type();
-    if (g_dtype == x.scalar_type()) return run(X{});
-    if constexpr (std::is_same_v<X, float>) {
-      if (g_dtype == ScalarType::Half) return run(Half{});
-      if (g_dtype == ScalarType::BFloat16) return run(BFloat16{});
-    }
-    STD_TORCH_CHECK(false,
-                    "rational_backward: grad must have the dtype of x, or a half dtype for "
-                    "float32 x");
-  });
+  dispatch_dtypes<Half, BFloat16>(
+      x.scalar_type(), grad.scalar_type(), [&](auto x_tag, auto g_tag, auto t_tag) {
+        dispatch_order(operands.rows, [&](auto m, auto n) {
+          backward<decltype(x_tag), decltype(g_tag), decltype(t_tag), m(), n()>(operands, grad,
+                                                                                grad_x, grads);
+        });
+      });
   return {grad_x, grads.numerator, grads.denominator};
 }
 

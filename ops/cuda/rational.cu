@@ -5,17 +5,7 @@
 // `run / V` vectors each, which serves channels-last and channels-first memory alike. Coefficient
 // gradients are reduced in two stages, per block and then over the blocks, in a fixed order and
 // without atomics.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
-#include <map>
-#include <mutex>
-
-#include "../rational.h"
-#include "../tensors.h"
+#include "reduce.cuh"
 
 namespace kat_mm {
 namespace {
@@ -23,94 +13,43 @@ namespace {
 constexpr int kForwardThreads = 128;
 constexpr int kForwardVectors = 2;  // per thread, both loaded before the first is used
 constexpr int kBackwardThreads = 256;
-constexpr int kBackwardBlocksPerMultiprocessor = 2;
-constexpr int kReduceThreads = 128;
 
-// --- elements and vectors ------------------------------------------------------------------
-
-template <typename S, int V>
-struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Vector {
-  S v[V];
+// How the backward kernel keeps memory busy: each thread loads kVectors vectors of x and of the
+// gradient kStages - 1 steps ahead. The more of that, the more registers and the fewer blocks.
+template <typename X, typename T, int V>
+struct BackwardShape {
+  static constexpr bool kHalf = sizeof(X) == 2 && V > 1;
+  static constexpr bool kSingle = sizeof(X) == 4 && V > 1;
+  static constexpr int kVectors = kHalf ? 2 : 1;
+  static constexpr int kStages = kSingle ? 3 : 2;
+  static constexpr int kBlocks = sizeof(T) == 8 ? 1 : kSingle ? 3 : 2;  // per multiprocessor
 };
-
-__device__ __forceinline__ float widen(float s) { return s; }
-__device__ __forceinline__ double widen(double s) { return s; }
-__device__ __forceinline__ float widen(__half s) { return __half2float(s); }
-__device__ __forceinline__ float widen(__nv_bfloat16 s) { return __bfloat162float(s); }
-
-template <typename S, typename T>
-__device__ __forceinline__ S narrow(T t) {
-  return static_cast<S>(t);
-}
-template <>
-__device__ __forceinline__ __half narrow<__half, float>(float t) {
-  return __float2half_rn(t);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float t) {
-  return __float2bfloat16_rn(t);
-}
 
 // --- the walk over one group -----------------------------------------------------------------
 
-// Divides by a fixed number with a multiplication, for dividends below 2^31.
-struct Divisor {
-  int64_t value;
-  uint32_t multiplier;
-  uint32_t shift;
-  bool fits;  // all dividends lie below 2^31
-
-  Divisor(int64_t divisor, int64_t largest_dividend)
-      : value(divisor), multiplier(0), shift(0), fits(largest_dividend < (int64_t{1} << 31)) {
-    if (!fits) return;
-    while ((int64_t{1} << shift) < divisor) ++shift;
-    const uint64_t scale = uint64_t{1} << 32;
-    multiplier = static_cast<uint32_t>(scale * ((uint64_t{1} << shift) - divisor) / divisor + 1);
-  }
-
-  __device__ __forceinline__ int64_t quotient(int64_t dividend) const {
-    if (!fits) return dividend / value;
-    const uint32_t n = static_cast<uint32_t>(dividend);
-    return (__umulhi(n, multiplier) + n) >> shift;
-  }
-};
-
+// Counts in vectors of V elements. With V > 1 all counts fit 32 bits, see `vectors_fit`.
+template <int V>
 struct Walk {
-  int64_t groups;
-  int64_t run;      // elements of a group in one row
-  int64_t total;    // vectors of a group in all rows
-  Divisor columns;  // vectors of a group in one row
+  using Index = std::conditional_t<V == 1, int64_t, uint32_t>;
+  Index groups;
+  Index columns;  // vectors of a group in one row
+  Index total;    // vectors of a group in all rows
+  Divisor by_columns;
+  Divisor by_groups;
 
-  Walk(const GroupLayout& layout, int vector)
+  explicit Walk(const GroupLayout& layout)
       : groups(layout.groups),
-        run(layout.run),
-        total(layout.outer * (layout.run / vector)),
-        columns(layout.run / vector, total) {}
+        columns(layout.run / V),
+        total(layout.outer * (layout.run / V)),
+        by_columns(columns, total),
+        by_groups(layout.groups, 0) {}
 
-  // The first element of vector `index` of `group`.
-  template <int V>
-  __device__ __forceinline__ int64_t offset(int64_t group, int64_t index) const {
-    const int64_t row = columns.quotient(index);
-    return (row * groups + group) * run + (index - row * columns.value) * V;
+  // The place in memory of vector `index` of `group`.
+  __device__ __forceinline__ Index at(Index group, Index index) const {
+    const Index row = by_columns.quotient(index);
+    return index + (row * (groups - 1) + group) * columns;
   }
 };
-
-template <typename T, int M, int N>
-__device__ __forceinline__ Coefficients<T, M, N> load_coefficients(const T* numerator,
-                                                                   const T* denominator,
-                                                                   const CoefficientRows& rows,
-                                                                   int64_t group) {
-  Coefficients<T, M, N> c;
-#pragma unroll
-  for (int i = 0; i <= M; ++i) {
-    c.a[i] = i <= rows.m ? numerator[group * rows.numerator_stride + i] : T(0);
-  }
-#pragma unroll
-  for (int j = 0; j < N; ++j) {
-    c.b[j] = j < rows.n ? magnitude(denominator[group * rows.denominator_stride + j]) : T(0);
-  }
-  return c;
-}
 
 // --- kernels -----------------------------------------------------------------------------------
 
@@ -118,217 +57,144 @@ template <typename X, typename Y, typename T, int M, int N, int V>
 __global__ void __launch_bounds__(kForwardThreads)
     forward_kernel(const X* __restrict__ x, const T* __restrict__ numerator,
                    const T* __restrict__ denominator, Y* __restrict__ y, CoefficientRows rows,
-                   Walk walk) {
-  const int64_t part = blockIdx.x / walk.groups;
-  const int64_t group = blockIdx.x - part * walk.groups;
-  const int64_t first = part * (kForwardThreads * kForwardVectors) + threadIdx.x;
+                   Walk<V> walk) {
+  using Index = typename Walk<V>::Index;
+  const uint32_t part = walk.by_groups.quotient(blockIdx.x);
+  const Index group = blockIdx.x - part * static_cast<uint32_t>(walk.groups);
+  const Index first = Index{part} * (kForwardThreads * kForwardVectors) + threadIdx.x;
   Vector<X, V> in[kForwardVectors];
-  int64_t offsets[kForwardVectors];
+  Index places[kForwardVectors];
 #pragma unroll
   for (int k = 0; k < kForwardVectors; ++k) {
-    const int64_t index = first + k * kForwardThreads;
+    const Index index = first + k * kForwardThreads;
     if (index < walk.total) {
-      offsets[k] = walk.offset<V>(group, index);
-      in[k] = *reinterpret_cast<const Vector<X, V>*>(x + offsets[k]);
+      places[k] = walk.at(group, index);
+      in[k] = load<X, V>(x, places[k]);
     }
   }
   const auto c = load_coefficients<T, M, N>(numerator, denominator, rows, group);
 #pragma unroll
   for (int k = 0; k < kForwardVectors; ++k) {
     if (first + k * kForwardThreads >= walk.total) break;
-    Vector<Y, V> out;
+    T values[V];
+    widen(in[k], values);
 #pragma unroll
-    for (int e = 0; e < V; ++e) out.v[e] = narrow<Y>(rational(c, widen(in[k].v[e])));
-    *reinterpret_cast<Vector<Y, V>*>(y + offsets[k]) = out;
+    for (int e = 0; e < V; ++e) values[e] = rational(c, values[e]);
+    store(y, places[k], narrow<Y, V>(values));
   }
 }
 
-// Writes the block's sums of `values` to `to`, added in a fixed order.
-template <typename T, int kTerms, int kThreads>
-__device__ __forceinline__ void store_block_sums(T (&values)[kTerms], T* to) {
-  constexpr int kWarps = kThreads / 32;
-  __shared__ T shared[kTerms][kWarps];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int k = 0; k < kTerms; ++k) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      values[k] += __shfl_xor_sync(0xffffffffu, values[k], step);
-    }
-    if (lane == 0) shared[k][warp] = values[k];
-  }
-  __syncthreads();
-  if (threadIdx.x < kTerms) {
-    T sum = T(0);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += shared[threadIdx.x][w];
-    to[threadIdx.x] = sum;
-  }
-}
-
+// Partial sums are written as [kTerms, groups, parts].
 template <typename X, typename G, typename T, int M, int N, int V>
-__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kBackwardThreads, BackwardShape<X, T, V>::kBlocks)
     backward_kernel(const G* __restrict__ grad, const X* __restrict__ x,
                     const T* __restrict__ numerator, const T* __restrict__ denominator,
                     X* __restrict__ grad_x, T* __restrict__ partials, CoefficientRows rows,
-                    Walk walk, int64_t parts) {
+                    Walk<V> walk, uint32_t parts) {
+  using Index = typename Walk<V>::Index;
   constexpr int kTerms = Coefficients<T, M, N>::kTerms;
-  const int64_t part = blockIdx.x / walk.groups;
-  const int64_t group = blockIdx.x - part * walk.groups;
-  const auto c = load_coefficients<T, M, N>(numerator, denominator, rows, group);
-  T sums[kTerms] = {};
+  constexpr int kVectors = BackwardShape<X, T, V>::kVectors;
+  constexpr int kStages = BackwardShape<X, T, V>::kStages;
+  constexpr Index kTile = kBackwardThreads * kVectors;
+  const uint32_t part = walk.by_groups.quotient(blockIdx.x);
+  const Index group = blockIdx.x - part * static_cast<uint32_t>(walk.groups);
+  const Index step = parts * kTile;
+  Index index = part * kTile + threadIdx.x;
 
-  const int64_t step = parts * kBackwardThreads;
-  int64_t index = part * kBackwardThreads + threadIdx.x;
-  int64_t offset = 0;
-  Vector<X, V> x_now;
-  Vector<G, V> g_now;
-  if (index < walk.total) {
-    offset = walk.offset<V>(group, index);
-    x_now = *reinterpret_cast<const Vector<X, V>*>(x + offset);
-    g_now = *reinterpret_cast<const Vector<G, V>*>(grad + offset);
-  }
-  while (index < walk.total) {
-    // The next loads are under way while this vector is computed.
-    const int64_t next = index + step;
-    int64_t next_offset = 0;
-    Vector<X, V> x_next;
-    Vector<G, V> g_next;
-    if (next < walk.total) {
-      next_offset = walk.offset<V>(group, next);
-      x_next = *reinterpret_cast<const Vector<X, V>*>(x + next_offset);
-      g_next = *reinterpret_cast<const Vector<G, V>*>(grad + next_offset);
-    }
-    Vector<X, V> out;
+  // A ring of buffers whose places are known at compile time: registers, and no copies.
+  Vector<X, V> xs[kStages][kVectors];
+  Vector<G, V> gs[kStages][kVectors];
+  Index places[kStages][kVectors];
+  const auto fill = [&](int stage, Index from) {
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
-      out.v[e] = narrow<X>(rational_backward(c, widen(x_now.v[e]), widen(g_now.v[e]), sums, 1));
+    for (int k = 0; k < kVectors; ++k) {
+      if (from + k * kBackwardThreads < walk.total) {
+        places[stage][k] = walk.at(group, from + k * kBackwardThreads);
+        xs[stage][k] = load<X, V>(x, places[stage][k]);
+        gs[stage][k] = load<G, V>(grad, places[stage][k]);
+      }
     }
-    *reinterpret_cast<Vector<X, V>*>(grad_x + offset) = out;
-    index = next;
-    offset = next_offset;
-    x_now = x_next;
-    g_now = g_next;
-  }
-  store_block_sums<T, kTerms, kBackwardThreads>(sums, partials + (group * parts + part) * kTerms);
-}
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) fill(stage, index + stage * step);
 
-// One block for each coefficient: adds the partial sums [groups, parts, kTerms] of the groups that
-// share it, in fp64.
-template <typename T, int M, int N>
-__global__ void __launch_bounds__(kReduceThreads)
-    reduce_kernel(const T* __restrict__ partials, const T* __restrict__ denominator,
-                  T* __restrict__ grad_numerator, T* __restrict__ grad_denominator,
-                  CoefficientRows rows, int64_t parts) {
-  constexpr int kTerms = Coefficients<T, M, N>::kTerms;
-  const int term = blockIdx.x % kTerms;
-  const int64_t row = blockIdx.x / kTerms;
-  const bool is_numerator = term <= M;
-  const int column = is_numerator ? term : term - (M + 1);
-  const int columns = is_numerator ? rows.m + 1 : rows.n;
-  const bool shared = (is_numerator ? rows.numerator_stride : rows.denominator_stride) == 0;
-  if (column >= columns || (shared && row > 0)) return;
-
-  const int64_t first = shared ? 0 : row * parts;
-  const int64_t last = shared ? rows.groups * parts : first + parts;
-  double sum[1] = {0};
-  for (int64_t i = first + threadIdx.x; i < last; i += kReduceThreads) {
-    sum[0] += static_cast<double>(partials[i * kTerms + term]);
+  const auto c = load_coefficients<T, M, N>(numerator, denominator, rows, group);
+  const Slopes<T, M, N> slopes(c);
+  T sums[kTerms] = {};
+  while (index < walk.total) {
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
+      fill((stage + kStages - 1) % kStages, index + (kStages - 1) * step);
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+        if (index + k * kBackwardThreads < walk.total) {
+          T values[V], grads[V];
+          widen(xs[stage][k], values);
+          widen(gs[stage][k], grads);
+#pragma unroll
+          for (int e = 0; e < V; ++e) {
+            values[e] = rational_backward(c, slopes, values[e], grads[e], sums, 1);
+          }
+          store(grad_x, places[stage][k], narrow<X, V>(values));
+        }
+      }
+      index += step;
+    }
   }
-  __shared__ double total;
-  store_block_sums<double, 1, kReduceThreads>(sum, &total);
-  if (threadIdx.x != 0) return;
-  const int64_t at = row * columns + column;
-  if (is_numerator) {
-    grad_numerator[at] = static_cast<T>(total);
-  } else {
-    grad_denominator[at] = static_cast<T>(denominator[at] < T(0) ? -total : total);
-  }
+  const int64_t sums_of_a_term = int64_t{walk.groups} * parts;
+  store_block_sums<T, kTerms, kBackwardThreads>(sums, partials + group * parts + part,
+                                                sums_of_a_term);
 }
 
 // --- launches ----------------------------------------------------------------------------------
 
-int multiprocessors(int device) {
-  static std::mutex mutex;
-  static std::map<int, int> counts;
-  const std::lock_guard<std::mutex> lock(mutex);
-  int& count = counts[device];
-  if (count == 0) {
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  }
-  return count;
-}
-
-cudaStream_t current_stream(int device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-unsigned grid_size(int64_t blocks) {
-  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "rational: the tensor needs ", blocks,
-                  " CUDA blocks, more than a grid holds");
-  return static_cast<unsigned>(blocks);
-}
-
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Whether all the tensors can be read as vectors of V elements in every row.
-template <int V>
-bool vectors_fit(const GroupLayout& layout, std::initializer_list<const void*> pointers) {
-  bool fit = layout.run % V == 0;
-  for (const void* pointer : pointers) fit &= reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-  return fit;
-}
-
 template <typename X, typename Y, typename T, int M, int N, int V>
-void launch_forward(const Tensor& x, const Tensor& numerator, const Tensor& denominator, Tensor& y,
-                    const CoefficientRows& rows, const GroupLayout& layout) {
-  const Walk walk(layout, V);
+void launch_forward(const Operands& in, Tensor& y) {
+  const Walk<V> walk(in.layout);
   const int64_t parts = ceil_divide(walk.total, kForwardThreads * kForwardVectors);
-  forward_kernel<X, Y, T, M, N, V>
-      <<<grid_size(parts * layout.groups), kForwardThreads, 0, current_stream(x.get_device())>>>(
-          static_cast<const X*>(x.const_data_ptr()),
-          static_cast<const T*>(numerator.const_data_ptr()),
-          static_cast<const T*>(denominator.const_data_ptr()),
-          static_cast<Y*>(y.mutable_data_ptr()), rows, walk);
+  forward_kernel<X, Y, T, M, N, V><<<grid_size(parts * in.layout.groups), kForwardThreads, 0,
+                                     current_stream(in.x.get_device())>>>(
+      static_cast<const X*>(in.x.const_data_ptr()),
+      static_cast<const T*>(in.numerator.const_data_ptr()),
+      static_cast<const T*>(in.denominator.const_data_ptr()), static_cast<Y*>(y.mutable_data_ptr()),
+      in.rows, walk);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <typename X, typename G, typename T, int M, int N, int V>
-void launch_backward(const Tensor& grad, const Tensor& x, const Tensor& numerator,
-                     const Tensor& denominator, Tensor& grad_x, CoefficientGrads& grads,
-                     const CoefficientRows& rows, const GroupLayout& layout) {
+void launch_backward(const Operands& in, const Tensor& grad, Tensor& grad_x,
+                     CoefficientGrads& grads) {
+  using Shape = BackwardShape<X, T, V>;
   constexpr int kTerms = Coefficients<T, M, N>::kTerms;
-  const Walk walk(layout, V);
-  const int device = x.get_device();
-  const cudaStream_t stream = current_stream(device);
-  // One full wave at most: a last partial wave would leave most multiprocessors idle.
-  const int64_t wave = int64_t{kBackwardBlocksPerMultiprocessor} * multiprocessors(device);
+  const Walk<V> walk(in.layout);
+  const int device = in.x.get_device();
   const int64_t parts =
-      std::clamp<int64_t>(wave / layout.groups, 1, ceil_divide(walk.total, kBackwardThreads));
-  Tensor partials = torch::stable::new_empty(numerator, {layout.groups, parts, kTerms});
-  T* partials_data = static_cast<T*>(partials.mutable_data_ptr());
-  const T* denominator_data = static_cast<const T*>(denominator.const_data_ptr());
+      std::clamp<int64_t>(wave(Shape::kBlocks, device) / in.layout.groups, 1,
+                          ceil_divide(walk.total, kBackwardThreads * Shape::kVectors));
+  Tensor partials = empty<3>({kTerms, in.layout.groups, parts}, in.numerator.scalar_type(), in.x);
   backward_kernel<X, G, T, M, N, V>
-      <<<grid_size(parts * layout.groups), kBackwardThreads, 0, stream>>>(
-          static_cast<const G*>(grad.const_data_ptr()), static_cast<const X*>(x.const_data_ptr()),
-          static_cast<const T*>(numerator.const_data_ptr()), denominator_data,
-          static_cast<X*>(grad_x.mutable_data_ptr()), partials_data, rows, walk, parts);
+      <<<grid_size(parts * in.layout.groups), kBackwardThreads, 0, current_stream(device)>>>(
+          static_cast<const G*>(grad.const_data_ptr()),
+          static_cast<const X*>(in.x.const_data_ptr()),
+          static_cast<const T*>(in.numerator.const_data_ptr()),
+          static_cast<const T*>(in.denominator.const_data_ptr()),
+          static_cast<X*>(grad_x.mutable_data_ptr()), static_cast<T*>(partials.mutable_data_ptr()),
+          in.rows, walk, static_cast<uint32_t>(parts));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  if (!grads.wanted) return;
-  reduce_kernel<T, M, N><<<grid_size(layout.groups * kTerms), kReduceThreads, 0, stream>>>(
-      partials_data, denominator_data, static_cast<T*>(grads.numerator.mutable_data_ptr()),
-      static_cast<T*>(grads.denominator.mutable_data_ptr()), rows, parts);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  if (grads.wanted) {
+    reduce_coefficient_grads<T, M, N>(partials, in.denominator, grads, in.rows, parts);
+  }
 }
 
-// Elements in a vector of 16 bytes of the narrower of two types.
-template <typename A, typename B>
-constexpr int kVector = 16 / (sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
-
-template <int I>
-using Constant = std::integral_constant<int, I>;
+// Whether all the tensors can be read as vectors of V elements in every row, and counted in 32
+// bits, with room for the steps beyond the last one.
+template <int V>
+bool vectors_fit(const GroupLayout& layout, std::initializer_list<const void*> pointers) {
+  bool fit =
+      layout.run % V == 0 && layout.outer * layout.groups * layout.run / V < (int64_t{1} << 31);
+  for (const void* pointer : pointers) fit &= reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  return fit;
+}
 
 // Calls f(M, N, V): the tuned order with vectors where memory allows, any other order element-wise.
 template <int V, typename F>
@@ -339,75 +205,48 @@ void dispatch_shape(const CoefficientRows& rows, bool vectors, const F& f) {
   return f(Constant<5>{}, Constant<4>{}, Constant<1>{});
 }
 
-// Calls f(X, Y, T) with the C++ types of x, of its output (or that output's gradient) and of the
-// arithmetic.
-template <typename F>
-void dispatch_dtypes(ScalarType x, ScalarType y, const F& f) {
-  if (x == y) {
-    if (x == ScalarType::Float) return f(float{}, float{}, float{});
-    if (x == ScalarType::Double) return f(double{}, double{}, double{});
-    if (x == ScalarType::Half) return f(__half{}, __half{}, float{});
-    if (x == ScalarType::BFloat16) return f(__nv_bfloat16{}, __nv_bfloat16{}, float{});
-  } else if (x == ScalarType::Float) {
-    if (y == ScalarType::Half) return f(float{}, __half{}, float{});
-    if (y == ScalarType::BFloat16) return f(float{}, __nv_bfloat16{}, float{});
-  }
-  STD_TORCH_CHECK(false,
-                  "rational: unsupported dtypes; the output must have the dtype of x, or a "
-                  "half dtype for a float32 x");
-}
-
 Tensor rational_cuda(Tensor x, Tensor numerator, Tensor denominator, int64_t channel_dim,
                      std::optional<ScalarType> out_dtype) {
-  const CoefficientRows rows = check(x, numerator, denominator, channel_dim);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  numerator = torch::stable::contiguous(numerator);
-  denominator = torch::stable::contiguous(denominator);
-  GroupLayout layout;
-  x = make_dense(x, channel_dim, rows.groups, layout);
-  Tensor y = empty_like(x, out_dtype.value_or(x.scalar_type()));
-  if (x.numel() == 0) return y;
-  dispatch_dtypes(x.scalar_type(), y.scalar_type(), [&](auto x_tag, auto y_tag, auto t_tag) {
-    using X = decltype(x_tag);
-    using Y = decltype(y_tag);
-    using T = decltype(t_tag);
-    constexpr int kV = kVector<X, Y>;
-    const bool vectors = vectors_fit<kV>(layout, {x.const_data_ptr(), y.const_data_ptr()});
-    dispatch_shape<kV>(rows, vectors, [&](auto m, auto n, auto v) {
-      launch_forward<X, Y, T, m(), n(), v()>(x, numerator, denominator, y, rows, layout);
-    });
-  });
+  const Operands in(x, numerator, denominator, channel_dim);
+  const torch::stable::accelerator::DeviceGuard guard(in.x.get_device_index());
+  Tensor y = empty_like(in.x, out_dtype.value_or(in.x.scalar_type()));
+  if (in.x.numel() == 0) return y;
+  dispatch_dtypes<__half, __nv_bfloat16>(
+      in.x.scalar_type(), y.scalar_type(), [&](auto x_tag, auto y_tag, auto t_tag) {
+        using X = decltype(x_tag);
+        constexpr int kV = 16 / sizeof(X);
+        const bool vectors =
+            vectors_fit<kV>(in.layout, {in.x.const_data_ptr(), y.const_data_ptr()});
+        dispatch_shape<kV>(in.rows, vectors, [&](auto m, auto n, auto v) {
+          launch_forward<X, decltype(y_tag), decltype(t_tag), m(), n(), v()>(in, y);
+        });
+      });
   return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor> rational_backward_cuda(Tensor grad, Tensor x, Tensor numerator,
                                                           Tensor denominator, int64_t channel_dim,
                                                           bool coefficient_grads) {
-  const CoefficientRows rows = check(x, numerator, denominator, channel_dim);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  numerator = torch::stable::contiguous(numerator);
-  denominator = torch::stable::contiguous(denominator);
-  GroupLayout layout;
-  x = make_dense(x, channel_dim, rows.groups, layout);
-  grad = match_memory(grad, x);
-  Tensor grad_x = torch::stable::empty_like(x);
-  CoefficientGrads grads(numerator, denominator, coefficient_grads);
-  if (x.numel() == 0) {
+  const Operands in(x, numerator, denominator, channel_dim);
+  const torch::stable::accelerator::DeviceGuard guard(in.x.get_device_index());
+  grad = match_memory(grad, in.x);
+  Tensor grad_x = empty_like(in.x, in.x.scalar_type());
+  CoefficientGrads grads(in.numerator, in.denominator, coefficient_grads);
+  if (in.x.numel() == 0) {
     grads.zero();
     return {grad_x, grads.numerator, grads.denominator};
   }
-  dispatch_dtypes(x.scalar_type(), grad.scalar_type(), [&](auto x_tag, auto g_tag, auto t_tag) {
-    using X = decltype(x_tag);
-    using G = decltype(g_tag);
-    using T = decltype(t_tag);
-    constexpr int kV = kVector<X, G>;
-    const bool vectors = vectors_fit<kV>(
-        layout, {x.const_data_ptr(), grad.const_data_ptr(), grad_x.const_data_ptr()});
-    dispatch_shape<kV>(rows, vectors, [&](auto m, auto n, auto v) {
-      launch_backward<X, G, T, m(), n(), v()>(grad, x, numerator, denominator, grad_x, grads, rows,
-                                              layout);
-    });
-  });
+  dispatch_dtypes<__half, __nv_bfloat16>(
+      in.x.scalar_type(), grad.scalar_type(), [&](auto x_tag, auto g_tag, auto t_tag) {
+        using X = decltype(x_tag);
+        constexpr int kV = 16 / sizeof(X);
+        const bool vectors = vectors_fit<kV>(
+            in.layout, {in.x.const_data_ptr(), grad.const_data_ptr(), grad_x.const_data_ptr()});
+        dispatch_shape<kV>(in.rows, vectors, [&](auto m, auto n, auto v) {
+          launch_backward<X, decltype(g_tag), decltype(t_tag), m(), n(), v()>(in, grad, grad_x,
+                                                                              grads);
+        });
+      });
   return {grad_x, grads.numerator, grads.denominator};
 }
 

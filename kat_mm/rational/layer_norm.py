@@ -1,0 +1,140 @@
+"""Layer norm and rational activation as one op: kat_mm::layer_norm_rational.
+
+Under autocast, layer norm writes fp32. Apart, the activation behind it would keep that fp32 copy
+for the backward pass, which a linear layer behind a layer norm does not. Together they keep what
+layer norm alone does, and pass over memory once.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .layer import GroupRational
+from .op import autocast_dtype, call_fast, compiled_devices, library
+
+# What the compiled kernel takes; anything else is computed by two ops.
+MAX_CHANNELS = 1024
+MAX_ORDER = (5, 4)
+HAS_KERNEL = 'cuda' in compiled_devices()
+
+library.define(
+    'layer_norm_rational(Tensor x, Tensor weight, Tensor bias, Tensor numerator, '
+    'Tensor denominator, float eps, ScalarType? out_dtype=None) -> (Tensor, Tensor)',
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    'layer_norm_rational_backward(Tensor grad, Tensor x, Tensor statistics, Tensor weight, '
+    'Tensor bias, Tensor numerator, Tensor denominator) '
+    '-> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def layer_norm_rational_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Computes rational(layer_norm(x)) of the last dimension of x, by two ops.
+
+    Returns the result, in `out_dtype` or that of x, and the statistics [rows, 2] that the backward
+    pass needs: the mean and the reciprocal standard deviation of each row.
+    """
+    normed, mean, scale = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    y = torch.ops.kat_mm.rational(normed, numerator, denominator, -1, out_dtype)
+    return y, torch.stack([mean.flatten(), scale.flatten()], 1)
+
+
+def layer_norm_rational_backward_reference(
+    grad: Tensor,
+    x: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Computes the gradients of x, weight, bias, numerator and denominator, by two ops."""
+    mean, scale = statistics.t().contiguous().view(2, *x.shape[:-1], 1)
+    normed = (x - mean) * scale * weight + bias
+    grad_normed, grad_numerator, grad_denominator = torch.ops.kat_mm.rational_backward(
+        grad, normed, numerator, denominator
+    )
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_normed, x, x.shape[-1:], mean, scale, weight, bias, [True, True, True]
+    )
+    return grad_x, grad_weight, grad_bias, grad_numerator, grad_denominator
+
+
+library.impl('layer_norm_rational', layer_norm_rational_reference, 'CompositeExplicitAutograd')
+library.impl(
+    'layer_norm_rational_backward',
+    layer_norm_rational_backward_reference,
+    'CompositeExplicitAutograd',
+)
+
+
+@torch.library.register_fake('kat_mm::layer_norm_rational', lib=library)
+def _fake(x, weight, bias, numerator, denominator, eps, out_dtype=None):
+    rows = x.shape[:-1].numel()
+    return torch.empty_like(x, dtype=out_dtype or x.dtype), x.new_empty((rows, 2))
+
+
+@torch.library.register_fake('kat_mm::layer_norm_rational_backward', lib=library)
+def _backward_fake(grad, x, statistics, weight, bias, numerator, denominator):
+    return tuple(torch.empty_like(t) for t in (x, weight, bias, numerator, denominator))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], output[1], *inputs[1:5])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 7
+    grads = torch.ops.kat_mm.layer_norm_rational_backward.default(grad, *ctx.saved_tensors)
+    return *grads, None, None
+
+
+torch.library.register_autograd(
+    'kat_mm::layer_norm_rational', _backward, setup_context=_setup_context, lib=library
+)
+_call = call_fast(torch.ops.kat_mm.layer_norm_rational.default, _setup_context, _backward)
+
+
+def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Tensor:
+    """Computes act(norm(x)) of x [..., channels], in one op where a kernel for it is compiled.
+
+    That is on a GPU, for an fp32 x with at most 1024 channels, 4 of them or a multiple in each
+    group, and orders up to (5, 4). Elsewhere, and where hooks of the modules want to be called, it
+    is two ops. Shapes, dtypes and errors are those of the modules.
+    """
+    if not (x.is_cuda and x.dtype == torch.float32 and _fits(x, norm, act)):
+        return act(norm(x))
+    inputs = norm.weight, norm.bias, act.weight_numerator, act.weight_denominator
+    if any(tensor.dtype != torch.float32 for tensor in inputs):
+        return act(norm(x))
+    return _call(x.contiguous(), *inputs, norm.eps, autocast_dtype(x))[0]
+
+
+def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
+    """Tells whether the compiled kernel takes these shapes and no hook wants to be called."""
+    channels = x.shape[-1]
+    return (
+        type(norm) is nn.LayerNorm
+        and norm.normalized_shape == (channels,)
+        and norm.bias is not None
+        and channels <= MAX_CHANNELS
+        and channels % (4 * act.num_groups) == 0
+        and act.channel_dim in (-1, x.dim() - 1)
+        and act.order[0] <= MAX_ORDER[0]
+        and act.order[1] <= MAX_ORDER[1]
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
+        and not (act._forward_hooks or act._forward_pre_hooks)
+        and HAS_KERNEL
+    )

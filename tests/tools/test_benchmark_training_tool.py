@@ -1,0 +1,27 @@
+import pytest
+import torch
+from benchmark_rows import has_quartiles, is_ratio, read_rows
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_configs(run_tool, flat_config, tmp_path):
+    twin = tmp_path / 'twin.py'
+    twin.write_text(flat_config.read_text() + "model['backbone']['ffn'] = 'mlp'\n")
+    options = ('--steps', 2, '--warmup', 1, '--batches', 1, '--csv', 'rows.csv', '--cfg-options')
+    workers = ('train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False')
+    command = (tmp_path, 'benchmark_training.py', flat_config, twin, *options, *workers)
+    run = run_tool(*command).ended_well()
+    assert f'{twin.stem} ' in run.stdout
+    assert 'first / this' in run.stdout
+    rows = read_rows(tmp_path / 'rows.csv')
+    assert [row['config'] for row in rows] == [str(flat_config), str(twin)]
+    for row in rows:
+        assert has_quartiles(row, ('q1_ms', 'median_ms', 'q3_ms'))
+        assert is_ratio(row['first_ms_ratio'], rows[0]['median_ms'], row['median_ms'])
+        assert ('peak_mib' in row) == torch.cuda.is_available()
+
+
+def test_a_missing_config(run_tool, tmp_path):
+    message = run_tool(tmp_path, 'benchmark_training.py', 'zzzzz').error()
+    assert message == 'config zzzzz does not exist; configs are in configs/'
