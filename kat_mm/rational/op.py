@@ -53,20 +53,14 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    x, numerator, denominator = ctx.saved_tensors
-    coefficient_grads = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    grad_x, grad_numerator, grad_denominator = torch.ops.kat_mm.rational_backward(
-        grad, x, numerator, denominator, ctx.channel_dim, coefficient_grads
+    _, needs_a, needs_b, *_ = ctx.needs_input_grad
+    grad_x, grad_a, grad_b = _backward_op(
+        grad, *ctx.saved_tensors, ctx.channel_dim, needs_a or needs_b
     )
-    return (
-        grad_x,
-        grad_numerator if ctx.needs_input_grad[1] else None,
-        grad_denominator if ctx.needs_input_grad[2] else None,
-        None,
-        None,
-    )
+    return grad_x, grad_a if needs_a else None, grad_b if needs_b else None, None, None
 
 
+_op, _backward_op = torch.ops.kat_mm.rational.default, torch.ops.kat_mm.rational_backward.default
 torch.library.register_autograd(
     'kat_mm::rational', _backward, setup_context=_setup_context, lib=library
 )
@@ -82,25 +76,29 @@ def call_fast(op: torch._ops.OpOverload, setup_context: Callable, backward: Call
     class Fast(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
-            with _C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 output = op(*inputs)
             setup_context(ctx, inputs, output)
             return output
 
     Fast.backward = staticmethod(backward)
+    # Names of this function, as each look-up of a global one counts.
+    below_autograd, is_grad_enabled = _C._AutoDispatchBelowAutograd, torch.is_grad_enabled
+    is_compiling, is_transformed = torch.compiler.is_compiling, _C._are_functorch_transforms_active
+    apply = Fast.apply
 
     def call(*inputs):
-        if torch.compiler.is_compiling() or _C._are_functorch_transforms_active():
+        if is_compiling() or is_transformed():
             return op(*inputs)
-        if torch.is_grad_enabled():
-            return Fast.apply(*inputs)
-        with _C._AutoDispatchBelowAutograd():
+        if is_grad_enabled():
+            return apply(*inputs)
+        with below_autograd():
             return op(*inputs)
 
     return call
 
 
-_call = call_fast(torch.ops.kat_mm.rational.default, _setup_context, _backward)
+_call = call_fast(_op, _setup_context, _backward)
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int = -1) -> Tensor:
@@ -129,28 +127,31 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
     """
     # Kernels take coefficients in the dtype of the arithmetic; autograd casts gradients back.
     dtype = x.dtype
-    compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    if numerator.dtype != compute_dtype and numerator.dtype in DTYPES:
+    compute_dtype = dtype if dtype is torch.float64 else torch.float32
+    if numerator.dtype is not compute_dtype and numerator.dtype in DTYPES:
         numerator = numerator.to(compute_dtype)
-    if denominator.dtype != compute_dtype and denominator.dtype in DTYPES:
+    if denominator.dtype is not compute_dtype and denominator.dtype in DTYPES:
         denominator = denominator.to(compute_dtype)
     out_dtype = autocast_dtype(x)
-    direct = out_dtype is None or dtype == torch.float32
     try:
-        y = _call(x, numerator, denominator, channel_dim, out_dtype if direct else None)
+        if out_dtype is None or dtype is torch.float32:
+            return _call(x, numerator, denominator, channel_dim, out_dtype)
+        return _call(x, numerator, denominator, channel_dim, None).to(out_dtype)
     except RuntimeError:
         check_arguments(x, numerator, denominator, channel_dim)  # says it better
         raise
-    return y if direct else y.to(out_dtype)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Returns the dtype that autocast asks for in the place of that of x, if any."""
     device = x.device.type
-    if x.dtype == torch.float64 or device == 'meta' or not torch.is_autocast_enabled(device):
+    if device == 'meta' or not _is_autocast_enabled(device) or x.dtype is torch.float64:
         return None
-    dtype = torch.get_autocast_dtype(device)
-    return dtype if dtype != x.dtype and dtype in HALF_DTYPES else None
+    dtype = _get_autocast_dtype(device)
+    return dtype if dtype is not x.dtype and dtype in HALF_DTYPES else None
+
+
+_is_autocast_enabled, _get_autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
 
 def compiled_devices() -> tuple[str, ...]:

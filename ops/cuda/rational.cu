@@ -14,15 +14,12 @@ constexpr int kForwardThreads = 128;
 constexpr int kForwardVectors = 2;  // per thread, both loaded before the first is used
 constexpr int kBackwardThreads = 256;
 
-// How the backward kernel keeps memory busy: each thread loads kVectors vectors of x and of the
-// gradient kStages - 1 steps ahead. The more of that, the more registers and the fewer blocks.
-template <typename X, typename T, int V>
+// How the backward kernel keeps memory busy: each thread loads the next kVectors vectors of x and
+// of the gradient while it computes as many. More of them, or more blocks, are no faster.
+template <typename T, int V>
 struct BackwardShape {
-  static constexpr bool kHalf = sizeof(X) == 2 && V > 1;
-  static constexpr bool kSingle = sizeof(X) == 4 && V > 1;
-  static constexpr int kVectors = kHalf ? 2 : 1;
-  static constexpr int kStages = kSingle ? 3 : 2;
-  static constexpr int kBlocks = sizeof(T) == 8 ? 1 : kSingle ? 3 : 2;  // per multiprocessor
+  static constexpr int kVectors = V > 1 ? 2 : 1;
+  static constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;  // per multiprocessor
 };
 
 // --- the walk over one group -----------------------------------------------------------------
@@ -86,56 +83,54 @@ __global__ void __launch_bounds__(kForwardThreads)
 
 // Partial sums are written as [kTerms, groups, parts].
 template <typename X, typename G, typename T, int M, int N, int V>
-__global__ void __launch_bounds__(kBackwardThreads, BackwardShape<X, T, V>::kBlocks)
+__global__ void __launch_bounds__(kBackwardThreads, BackwardShape<T, V>::kBlocks)
     backward_kernel(const G* __restrict__ grad, const X* __restrict__ x,
                     const T* __restrict__ numerator, const T* __restrict__ denominator,
                     X* __restrict__ grad_x, T* __restrict__ partials, CoefficientRows rows,
                     Walk<V> walk, uint32_t parts) {
   using Index = typename Walk<V>::Index;
   constexpr int kTerms = Coefficients<T, M, N>::kTerms;
-  constexpr int kVectors = BackwardShape<X, T, V>::kVectors;
-  constexpr int kStages = BackwardShape<X, T, V>::kStages;
+  constexpr int kVectors = BackwardShape<T, V>::kVectors;
   constexpr Index kTile = kBackwardThreads * kVectors;
   const uint32_t part = walk.by_groups.quotient(blockIdx.x);
   const Index group = blockIdx.x - part * static_cast<uint32_t>(walk.groups);
   const Index step = parts * kTile;
   Index index = part * kTile + threadIdx.x;
 
-  // A ring of buffers whose places are known at compile time: registers, and no copies.
-  Vector<X, V> xs[kStages][kVectors];
-  Vector<G, V> gs[kStages][kVectors];
-  Index places[kStages][kVectors];
-  const auto fill = [&](int stage, Index from) {
+  // Two buffers in turns, whose places are known at compile time: registers, and no copies.
+  Vector<X, V> xs[2][kVectors];
+  Vector<G, V> gs[2][kVectors];
+  Index places[2][kVectors];
+  const auto fill = [&](int buffer, Index from) {
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
       if (from + k * kBackwardThreads < walk.total) {
-        places[stage][k] = walk.at(group, from + k * kBackwardThreads);
-        xs[stage][k] = load<X, V>(x, places[stage][k]);
-        gs[stage][k] = load<G, V>(grad, places[stage][k]);
+        places[buffer][k] = walk.at(group, from + k * kBackwardThreads);
+        xs[buffer][k] = load<X, V>(x, places[buffer][k]);
+        gs[buffer][k] = load<G, V>(grad, places[buffer][k]);
       }
     }
   };
-#pragma unroll
-  for (int stage = 0; stage < kStages - 1; ++stage) fill(stage, index + stage * step);
-
+  fill(0, index);
   const auto c = load_coefficients<T, M, N>(numerator, denominator, rows, group);
   const Slopes<T, M, N> slopes(c);
   T sums[kTerms] = {};
   while (index < walk.total) {
 #pragma unroll
-    for (int stage = 0; stage < kStages; ++stage) {
-      fill((stage + kStages - 1) % kStages, index + (kStages - 1) * step);
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      if (index >= walk.total) break;
+      fill(1 - buffer, index + step);
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) {
         if (index + k * kBackwardThreads < walk.total) {
           T values[V], grads[V];
-          widen(xs[stage][k], values);
-          widen(gs[stage][k], grads);
+          widen(xs[buffer][k], values);
+          widen(gs[buffer][k], grads);
 #pragma unroll
           for (int e = 0; e < V; ++e) {
             values[e] = rational_backward(c, slopes, values[e], grads[e], sums, 1);
           }
-          store(grad_x, places[stage][k], narrow<X, V>(values));
+          store(grad_x, places[buffer][k], narrow<X, V>(values));
         }
       }
       index += step;
@@ -164,7 +159,7 @@ void launch_forward(const Operands& in, Tensor& y) {
 template <typename X, typename G, typename T, int M, int N, int V>
 void launch_backward(const Operands& in, const Tensor& grad, Tensor& grad_x,
                      CoefficientGrads& grads) {
-  using Shape = BackwardShape<X, T, V>;
+  using Shape = BackwardShape<T, V>;
   constexpr int kTerms = Coefficients<T, M, N>::kTerms;
   const Walk<V> walk(in.layout);
   const int device = in.x.get_device();

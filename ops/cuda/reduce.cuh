@@ -5,7 +5,7 @@
 
 namespace kat_mm {
 
-constexpr int kReduceThreads = 128;
+constexpr int kReduceThreads = 256;
 
 // Returns the sum over the lanes of a warp, to each of them.
 template <typename T>
@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   const T* from = partials + (term * rows.groups + row) * parts;
   const int64_t count = shared ? rows.groups * parts : parts;
   double sum[1] = {0};
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < count; i += kReduceThreads) sum[0] += double(from[i]);
   __shared__ double total;
   store_block_sums<double, 1, kReduceThreads>(sum, &total, 1);
