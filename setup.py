@@ -78,7 +78,7 @@ def extensions() -> list:
         cpp_extension.CppExtension(
             'kat_mm._C_cpu',
             ['ops/cpu/rational.cpp'],
-            depends=headers,
+            depends=[*headers, 'ops/cpu/convert.h'],
             extra_compile_args={'cxx': CXX_FLAGS},
             **common,
         )

@@ -71,12 +71,18 @@ inline Tensor make_contiguous(const Tensor& tensor) {
 
 inline CoefficientRows check(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
                              int64_t channel_dim) {
+  bool supported = false;
   STD_TORCH_CHECK(numerator.dim() == 2 && denominator.dim() == 2,
                   "rational: numerator and denominator must be 2-D");
   STD_TORCH_CHECK(numerator.get_device_index() == x.get_device_index() &&
                       denominator.get_device_index() == x.get_device_index() &&
                       numerator.is_cpu() == x.is_cpu() && denominator.is_cpu() == x.is_cpu(),
                   "rational: x, numerator and denominator must be on one device");
+  for (ScalarType dtype :
+       {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double}) {
+    supported |= x.scalar_type() == dtype;
+  }
+  STD_TORCH_CHECK(supported, "rational: x must be float16, bfloat16, float32 or float64");
   const ScalarType compute =
       x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(numerator.scalar_type() == compute && denominator.scalar_type() == compute,
@@ -89,8 +95,8 @@ inline CoefficientRows check(const Tensor& x, const Tensor& numerator, const Ten
                   "rational: orders m and n must lie between 1 and ", kMaxOrder,
                   ", got m = ", rows.m, " and n = ", rows.n);
   for (int64_t size : {numerator.size(0), denominator.size(0)}) {
-    STD_TORCH_CHECK(size == 1 || size == rows.groups, "rational: numerator has ", numerator.size(0),
-                    " rows and denominator ", denominator.size(0),
+    STD_TORCH_CHECK(size >= 1 && (size == 1 || size == rows.groups), "rational: numerator has ",
+                    numerator.size(0), " rows and denominator ", denominator.size(0),
                     "; each must have 1 or the number of groups");
   }
   STD_TORCH_CHECK(channel_dim >= -x.dim() && channel_dim < x.dim(), "rational: channel_dim ",
@@ -146,7 +152,11 @@ inline Tensor make_dense(const Tensor& x, int64_t channel_dim, int64_t groups,
 
 // The elements of `tensor` in the memory order of `like`, which is dense.
 inline Tensor match_memory(const Tensor& tensor, const Tensor& like) {
-  bool same = true;
+  bool same = tensor.dim() == like.dim();
+  for (int64_t d = 0; same && d < like.dim(); ++d) same = tensor.size(d) == like.size(d);
+  STD_TORCH_CHECK(same && tensor.is_cpu() == like.is_cpu() &&
+                      tensor.get_device_index() == like.get_device_index(),
+                  "rational_backward: grad must have the shape and the device of x");
   for (int64_t d = 0; d < like.dim(); ++d) {
     same &= like.size(d) <= 1 || tensor.stride(d) == like.stride(d);
   }

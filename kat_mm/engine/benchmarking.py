@@ -22,7 +22,7 @@ from ..errors import ConfigError, DataError
 
 ORIGIN = ('date', 'commit', 'device', 'torch')  # the columns that `origin` fills
 LONGEST_BATCH = 200  # calls; a GPU queues about 1000 launches, and a call may be several
-CYCLES_PER_MS = 2e6  # at the highest clock of today's GPUs; a slower one waits longer
+CYCLES_PER_MS = 2e6  # at 2 GHz; a slower clock makes it wait longer
 TRIAL = 10  # calls
 
 

@@ -5,8 +5,11 @@ for the backward pass, which a linear layer behind a layer norm does not. Togeth
 layer norm alone does, and pass over memory once.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .layer import GroupRational
 from .op import autocast_dtype, call_fast, compiled_devices, library
@@ -79,13 +82,13 @@ library.impl(
 
 @torch.library.register_fake('kat_mm::layer_norm_rational', lib=library)
 def _fake(x, weight, bias, numerator, denominator, eps, out_dtype=None):
-    rows = x.shape[:-1].numel()
-    return torch.empty_like(x, dtype=out_dtype or x.dtype), x.new_empty((rows, 2))
+    rows = math.prod(x.shape[:-1])  # numel() would make a constant of a dynamic size
+    return x.new_empty(x.shape, dtype=out_dtype or x.dtype), x.new_empty((rows, 2))
 
 
 @torch.library.register_fake('kat_mm::layer_norm_rational_backward', lib=library)
 def _backward_fake(grad, x, statistics, weight, bias, numerator, denominator):
-    return tuple(torch.empty_like(t) for t in (x, weight, bias, numerator, denominator))
+    return tuple(t.new_empty(t.shape) for t in (x, weight, bias, numerator, denominator))
 
 
 def _setup_context(ctx, inputs, output):
@@ -114,27 +117,37 @@ def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Te
     group, and orders up to (5, 4). Elsewhere, and where hooks of the modules want to be called, it
     is two ops. Shapes, dtypes and errors are those of the modules.
     """
-    if not (x.is_cuda and x.dtype == torch.float32 and _fits(x, norm, act)):
+    is_known = type(norm) is nn.LayerNorm and type(act) is GroupRational and x.dim() > 0
+    if not (x.is_cuda and x.dtype is torch.float32 and HAS_KERNEL and is_known):
+        return act(norm(x))
+    if not _fits(x, norm, act):
         return act(norm(x))
     inputs = norm.weight, norm.bias, act.weight_numerator, act.weight_denominator
-    if any(tensor.dtype != torch.float32 for tensor in inputs):
+    if any(t.dtype is not torch.float32 or t.device != x.device for t in inputs):
         return act(norm(x))
-    return _call(x.contiguous(), *inputs, norm.eps, autocast_dtype(x))[0]
+    return _call(x, *inputs, norm.eps, autocast_dtype(x))[0]
 
 
 def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
     """Tells whether the compiled kernel takes these shapes and no hook wants to be called."""
     channels = x.shape[-1]
     return (
-        type(norm) is nn.LayerNorm
-        and norm.normalized_shape == (channels,)
+        norm.normalized_shape == (channels,)
+        and norm.weight is not None
         and norm.bias is not None
         and channels <= MAX_CHANNELS
         and channels % (4 * act.num_groups) == 0
         and act.channel_dim in (-1, x.dim() - 1)
         and act.order[0] <= MAX_ORDER[0]
         and act.order[1] <= MAX_ORDER[1]
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
-        and not (act._forward_hooks or act._forward_pre_hooks)
-        and HAS_KERNEL
+        and not (_has_hooks(norm) or _has_hooks(act) or _has_any_global_hook())
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )

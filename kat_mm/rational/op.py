@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import _C, Tensor
+from torch.autograd.function import once_differentiable
 
 from .arguments import DTYPES, check_arguments
 from .reference import rational_backward_reference, rational_reference
@@ -70,7 +71,7 @@ def call_fast(op: torch._ops.OpOverload, setup_context: Callable, backward: Call
     """Returns a function that calls `op`, whose autograd formula this is, by the shortest way.
 
     Eager calls skip torch.library's own autograd, which takes longer than the kernel at small
-    sizes; torch.compile and torch.func need it.
+    sizes; tracing, torch.compile and torch.vmap need it.
     """
 
     class Fast(torch.autograd.Function):
@@ -81,14 +82,15 @@ def call_fast(op: torch._ops.OpOverload, setup_context: Callable, backward: Call
             setup_context(ctx, inputs, output)
             return output
 
-    Fast.backward = staticmethod(backward)
+    Fast.backward = staticmethod(once_differentiable(backward))
     # Names of this function, as each look-up of a global one counts.
     below_autograd, is_grad_enabled = _C._AutoDispatchBelowAutograd, torch.is_grad_enabled
     is_compiling, is_transformed = torch.compiler.is_compiling, _C._are_functorch_transforms_active
+    is_tracing = _C._get_tracing_state
     apply = Fast.apply
 
     def call(*inputs):
-        if is_compiling() or is_transformed():
+        if is_compiling() or is_transformed() or is_tracing():
             return op(*inputs)
         if is_grad_enabled():
             return apply(*inputs)

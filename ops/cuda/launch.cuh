@@ -150,9 +150,27 @@ inline int device_attribute(cudaDeviceAttr attribute, int device) {
   static std::mutex mutex;
   static std::map<std::pair<cudaDeviceAttr, int>, int> values;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, is_new] = values.try_emplace({attribute, device}, 0);
-  if (is_new) STD_CUDA_CHECK(cudaDeviceGetAttribute(&found->second, attribute, device));
-  return found->second;
+  const auto found = values.find({attribute, device});
+  if (found != values.end()) return found->second;
+  int value;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return values[{attribute, device}] = value;
+}
+
+// Whether a kernel was compiled for GPUs that can overlap it with the one before it, and runs on
+// one: code for older GPUs has no wait_for_previous_kernel().
+template <typename Kernel>
+bool can_overlap(Kernel* kernel, int device) {
+  static std::mutex mutex;
+  static std::map<std::pair<Kernel*, int>, bool> answers;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = answers.find({kernel, device});
+  if (found != answers.end()) return found->second;
+  cudaFuncAttributes attributes;
+  STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  return answers[{kernel, device}] =
+             attributes.ptxVersion >= 90 &&
+             device_attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
 }
 
 // The blocks that run at the same time. A grid of one wave has no last wave that leaves most
@@ -190,7 +208,7 @@ void launch_behind(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   config.blockDim = dim3(threads);
   config.stream = current_stream(device);
   config.attrs = &overlap;
-  config.numAttrs = device_attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
+  config.numAttrs = can_overlap(kernel, device);
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 

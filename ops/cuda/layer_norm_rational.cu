@@ -217,14 +217,23 @@ __global__ void __launch_bounds__(32 * kColumnRows)
 
 // --- launches ----------------------------------------------------------------------------------
 
+// Contiguous, and at an address that vectors can be read from.
+Tensor make_readable(const Tensor& tensor) {
+  const Tensor contiguous = make_contiguous(tensor);
+  if (reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0) return contiguous;
+  Tensor copy = empty_like(contiguous, contiguous.scalar_type());
+  torch::stable::copy_(copy, contiguous);
+  return copy;
+}
+
 // Checks what the kernels ask for beyond the checks of `rational`, and returns the sizes.
 Shape check_shape(const Operands& in, const Tensor& weight, const Tensor& bias) {
   const int64_t channels = in.x.size(-1);
-  STD_TORCH_CHECK(in.x.scalar_type() == ScalarType::Float && in.x.is_contiguous(),
-                  "layer_norm_rational: x must be float32 and contiguous");
+  STD_TORCH_CHECK(in.x.scalar_type() == ScalarType::Float,
+                  "layer_norm_rational: x must be float32");
   for (const Tensor* tensor : {&weight, &bias}) {
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->dim() == 1 &&
-                        tensor->size(0) == channels && tensor->is_contiguous() &&
+                        tensor->size(0) == channels &&
                         tensor->get_device_index() == in.x.get_device_index(),
                     "layer_norm_rational: weight and bias must be float32 [", channels,
                     "], on the device of x");
@@ -261,9 +270,11 @@ std::tuple<Tensor, Tensor> layer_norm_rational_cuda(Tensor x, Tensor weight, Ten
                                                     Tensor numerator, Tensor denominator,
                                                     double eps,
                                                     std::optional<ScalarType> out_dtype) {
-  const Operands in(x, numerator, denominator, -1);
+  const Operands in(make_readable(x), numerator, denominator, -1);
   const Shape shape = check_shape(in, weight, bias);
   const torch::stable::accelerator::DeviceGuard guard(in.x.get_device_index());
+  weight = make_readable(weight);
+  bias = make_readable(bias);
   Tensor y = empty_like(in.x, out_dtype.value_or(ScalarType::Float));
   Tensor statistics = empty<2>({shape.rows, 2}, ScalarType::Float, in.x);
   if (in.x.numel() == 0) return {y, statistics};
@@ -283,10 +294,16 @@ std::tuple<Tensor, Tensor> layer_norm_rational_cuda(Tensor x, Tensor weight, Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_rational_backward_cuda(
     Tensor grad, Tensor x, Tensor statistics, Tensor weight, Tensor bias, Tensor numerator,
     Tensor denominator) {
-  const Operands in(x, numerator, denominator, -1);
+  const Operands in(make_readable(x), numerator, denominator, -1);
   const Shape shape = check_shape(in, weight, bias);
   const torch::stable::accelerator::DeviceGuard guard(in.x.get_device_index());
-  grad = make_contiguous(grad);
+  weight = make_readable(weight);
+  bias = make_readable(bias);
+  grad = make_readable(match_memory(grad, in.x));
+  STD_TORCH_CHECK(statistics.scalar_type() == ScalarType::Float && statistics.is_contiguous() &&
+                      statistics.numel() == 2 * shape.rows &&
+                      statistics.get_device_index() == in.x.get_device_index(),
+                  "layer_norm_rational_backward: statistics must be those of the forward pass");
   Tensor grad_x = empty_like(in.x, ScalarType::Float);
   Tensor grad_weight = empty_like(weight, ScalarType::Float);
   Tensor grad_bias = empty_like(bias, ScalarType::Float);

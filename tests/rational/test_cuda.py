@@ -56,7 +56,8 @@ def test_every_element_is_written(shape, channel_dim, dtype):
     """Sizes of one block, and of many steps of each; the memory was poisoned before."""
     x, a, b = draw(*shape, dtype=dtype), draw(1, 6), draw(8, 4)
     grad = torch.randn_like(x)
-    for poison in (torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)):
+    for _ in range(2):
+        poison = [torch.full_like(x, torch.nan) for _ in range(4)]
         del poison  # goes back to the allocator, which hands it out again
         y = torch.ops.kat_mm.rational(x, a, b, channel_dim)
         dx, *_ = BACKWARD(grad, x, a, b, channel_dim)

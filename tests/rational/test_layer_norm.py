@@ -129,12 +129,28 @@ def test_what_the_kernel_does_not_take_works_too(device, channels, kwargs, dtype
     assert torch.equal(layer_norm_rational(x, norm, act), act(norm(x)))
 
 
-def test_hooks_of_the_modules_are_called(device):
+@pytest.mark.parametrize('kind', ['forward_pre', 'forward', 'full_backward_pre', 'full_backward'])
+@pytest.mark.parametrize('which', ['norm', 'act'])
+def test_hooks_of_the_modules_are_called(device, which, kind):
     norm, act = modules(192, device)
+    module = {'norm': norm, 'act': act}[which]
     seen = []
-    norm.register_forward_hook(lambda module, inputs, output: seen.append(module))
-    layer_norm_rational(torch.randn(2, 192, device=device), norm, act)
-    assert seen == [norm]
+    getattr(module, f'register_{kind}_hook')(lambda *args: seen.append(args[0]))
+    x = torch.randn(2, 192, device=device, requires_grad=True)
+    layer_norm_rational(x, norm, act).sum().backward()
+    assert seen == [module]
+
+
+def test_other_modules_are_called_as_they_are(device):
+    norm, _ = modules(192, device)
+    x = torch.randn(2, 192, device=device)
+
+    class Doubled(GroupRational):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for act in (nn.GELU(), Doubled().to(device)):
+        assert torch.equal(layer_norm_rational(x, norm, act), act(norm(x)))
 
 
 def test_errors_of_the_modules_stay(device):
@@ -156,3 +172,33 @@ def test_keeps_for_backward_what_layer_norm_alone_would(device):
         layer_norm_rational(x, norm, act)
     own = {p.data_ptr() for p in (x, *norm.parameters(), *act.parameters())}
     assert sum(t.numel() for pointer, t in kept.items() if pointer not in own) == 2 * 64
+
+
+@pytest.mark.slow
+def test_compiles_once_for_any_number_of_rows(device):
+    tensors = arguments((2, 3, 64), device)[1:]
+    compiled = torch.compile(lambda x: OP(x, *tensors, EPS)[0] * 2, fullgraph=True, dynamic=True)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (2, 5, 7):
+            x = torch.randn(rows, 3, 64, device=device)
+            torch.testing.assert_close(compiled(x), OP(x, *tensors, EPS)[0] * 2)
+
+
+def test_unaligned_memory(device):
+    """Such as parameters that are views of one flat buffer."""
+
+    def shifted(tensor):
+        flat = torch.empty(tensor.numel() + 1, device=device, dtype=tensor.dtype)
+        return flat[1:].view(tensor.shape).copy_(tensor)
+
+    tensors = arguments((5, 64), device)
+    grad = torch.randn(5, 64, device=device)
+    expected_y, statistics = OP(*tensors, EPS)
+    y, _ = OP(*map(shifted, tensors), EPS)
+    torch.testing.assert_close(y, expected_y)
+    x, *parameters = tensors
+    backward = torch.ops.kat_mm.layer_norm_rational_backward
+    got = backward(shifted(grad), shifted(x), statistics, *map(shifted, parameters))
+    for ours, expected in zip(got, backward(grad, x, statistics, *parameters), strict=True):
+        torch.testing.assert_close(ours, expected)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kat_mm.rational import rational, rational_reference
+from kat_mm.rational import GroupRational, rational, rational_reference
 from kat_mm.rational.op import compiled_devices
 
 HALF = [torch.float16, torch.bfloat16]
@@ -325,6 +325,8 @@ ERRORS = [
     (dict(x=torch.zeros(4, 16, device='meta')), RuntimeError, 'x is on meta, numerator on cpu'),
     (dict(x=torch.tensor(1.0)), ValueError, 'at least one dimension'),
     (dict(channel_dim=2), IndexError, 'channel_dim=2 is out of range'),
+    (dict(a=torch.zeros(0, 6), b=torch.zeros(0, 4)), ValueError, 'both must have 1 row'),
+    (dict(x=torch.zeros(0, 16, dtype=torch.int64)), TypeError, 'x has dtype torch.int64'),
 ]
 
 
@@ -351,6 +353,28 @@ def test_raw_op_refuses_what_would_read_out_of_bounds(device):
             arguments = (x, torch.zeros(8, 6, device=device), arguments[2])
         with pytest.raises(RuntimeError, match='rational'):
             torch.ops.kat_mm.rational(*arguments)
+
+
+def test_backward_refuses_a_gradient_of_another_shape(device):
+    a, b = coefficients(8, device=device)
+    x = torch.zeros(3, 5, 16, device=device)
+    with pytest.raises(RuntimeError, match='shape'):
+        torch.ops.kat_mm.rational_backward(x[:1], x, a, b)
+
+
+def test_second_derivatives_are_refused(device):
+    a, b = coefficients(8, device=device)
+    x = torch.randn(4, 16, device=device, requires_grad=True)
+    (grad,) = torch.autograd.grad(rational(x, a, b).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='differentiate twice'):
+        grad.sum().backward()
+
+
+def test_can_be_traced(device):
+    layer = GroupRational().to(device)
+    x = torch.randn(4, 16, device=device)
+    traced = torch.jit.trace(layer, x)
+    assert torch.equal(traced(x), layer(x))
 
 
 def test_every_dtype_pair_of_the_kernels(device):
