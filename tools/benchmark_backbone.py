@@ -5,9 +5,10 @@ Models, all with a mean over the positions and a linear layer to 1000 classes be
   kat-mlp   its twin, KAT(ffn='mlp')
   timm-vit  timm's vit_*_patch16_224, if timm is installed
 Passes are a training step (forward, cross entropy, backward, AdamW) and inference. The models take
-turns in each round, which times a few steps by the host's clock, launches included. The peak, on a
-GPU, is what one model allocates in all: weights, optimizer, activations; it is left out for CUDA
-graphs, whose memory torch does not count so. Ratios are those of KAT to each.
+turns in each round, which times a few steps by the host's clock, launches included. On a GPU, the
+kernels' part of that is what its kernels and copies run for, and the peak is what one model allocates
+in all: weights, optimizer, activations; CUDA graphs have none, as torch does not count their memory
+so. Ratios are those of KAT to each.
 """
 
 import argparse
@@ -29,7 +30,9 @@ from kat_mm.engine.benchmarking import (
     append_csv,
     check_csv,
     choose_device,
+    gpu_usage,
     origin,
+    owned_bytes,
     positive,
     progress,
     spread,
@@ -53,8 +56,14 @@ COMPILERS = {
 COLUMNS = (
     *ORIGIN,
     *('model', 'arch', 'pass', 'batch', 'size', 'autocast', 'mode'),
-    *('median_ms', 'q1_ms', 'q3_ms', 'peak_mib', 'kat_ms_ratio', 'kat_mib_ratio'),
+    *('median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
+    *('kat_ms_ratio', 'kat_kernel_ratio', 'kat_mib_ratio'),
 )
+RATIOS = {
+    'median_ms': 'kat_ms_ratio',
+    'kernel_ms': 'kat_kernel_ratio',
+    'peak_mib': 'kat_mib_ratio',
+}
 
 
 class Classifier(nn.Module):
@@ -130,12 +139,6 @@ class Subject:
     model: nn.Module
     optimizer: torch.optim.Optimizer | None = None
 
-    def owned_bytes(self) -> int:
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        states = self.optimizer.state.values() if self.optimizer else ()
-        tensors += [value for state in states for value in state.values()]
-        return sum(tensor.nbytes for tensor in tensors)
-
 
 def build(name: str, arch: str, part: str, mode: str, images: Tensor, autocast: str) -> Subject:
     """Makes a model, and what makes a step of one pass of it."""
@@ -171,16 +174,6 @@ def build(name: str, arch: str, part: str, mode: str, images: Tensor, autocast: 
     return Subject(train, model, optimizer)
 
 
-def peak_mib(subject: Subject) -> float:
-    """Measures what a warm subject allocates at most, whatever other subjects hold."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    subject.step()
-    torch.cuda.synchronize()
-    return (subject.owned_bytes() + torch.cuda.max_memory_allocated() - held) / 2**20
-
-
 def measure(
     subjects: dict[str, Subject], args: argparse.Namespace, device: torch.device, mode: str, advance
 ) -> dict[str, dict]:
@@ -194,9 +187,12 @@ def measure(
         del result
         advance()
     for name, subject in subjects.items():
-        # What CUDA graphs use lies in their own pools, and a replay allocates nothing.
-        is_counted = device.type == 'cuda' and mode != 'cudagraphs'
-        figures[name] = {'peak_mib': peak_mib(subject)} if is_counted else {}
+        figures[name] = {}
+        if device.type == 'cuda':
+            owned = owned_bytes(subject.model, subject.optimizer)
+            figures[name] = gpu_usage(subject.step, owned)
+            if mode == 'cudagraphs':  # they have pools of their own, and a replay allocates nothing
+                del figures[name]['peak_mib']
     steps = {name: subject.step for name, subject in subjects.items()}
     times = time_in_turns(steps, args.rounds, device, args.steps, on_round=advance)
     for name, values in times.items():
@@ -207,7 +203,7 @@ def measure(
 
 def add_ratios(figures: dict[str, dict]) -> None:
     """Puts the ratios of KAT to each model into the figures of a case."""
-    for key, column in (('median_ms', 'kat_ms_ratio'), ('peak_mib', 'kat_mib_ratio')):
+    for key, column in RATIOS.items():
         for figure in figures.values():
             if key in figure:
                 figure[column] = figures['kat'][key] / figure[key]
@@ -217,17 +213,24 @@ def table(title: str, figures: dict[str, dict]) -> Table:
     """Returns the table of a case: a row for each model."""
     result = Table(title=title, title_justify='left')
     result.add_column('model')
-    for column in ('ms', 'quartiles', 'KAT / this', 'peak MiB', 'KAT / this'):
+    for column in ('ms', 'quartiles', 'KAT / this', 'kernels ms', 'KAT / this', 'peak MiB'):
         result.add_column(column, justify='right')
+    result.add_column('KAT / this', justify='right')
     for name, figure in figures.items():
-        has_peak = 'peak_mib' in figure
+
+        def cell(key, digits, figure=figure):
+            return format(figure[key], digits) if key in figure else ''
+
         result.add_row(
             name,
-            f'{figure["median_ms"]:.2f}',
+            cell('median_ms', '.2f'),
             f'{figure["q1_ms"]:.2f} - {figure["q3_ms"]:.2f}',
-            f'{figure["kat_ms_ratio"]:.3f}',
-            f'{figure["peak_mib"]:.0f}' if has_peak else '',
-            f'{figure["kat_mib_ratio"]:.3f}' if has_peak else '',
+            *(
+                cell('kat_ms_ratio', '.3f'),
+                cell('kernel_ms', '.2f'),
+                cell('kat_kernel_ratio', '.3f'),
+            ),
+            *(cell('peak_mib', '.0f'), cell('kat_mib_ratio', '.3f')),
         )
     return result
 

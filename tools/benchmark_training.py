@@ -1,11 +1,13 @@
 """Times training steps of several configs side by side: tools/benchmark_training.py KAT VIT
 
 Steps are those of training, forward, backward and optimizer, on batches that were loaded before;
-the configs take turns, so that a change of the machine's speed meets all of them. Ratios are those
-of the first config to each.
+the configs take turns, so that a change of the machine's speed meets all of them. On a GPU, the
+kernels' part of a step is what its kernels and copies run for, and the peak is what model, optimizer
+and step allocate. Ratios are those of the first config to each.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +22,10 @@ from kat_mm.engine.benchmarking import (
     append_csv,
     check_csv,
     choose_device,
+    gpu_usage,
     host_ms,
     origin,
+    owned_bytes,
     positive,
     progress,
     spread,
@@ -30,12 +34,18 @@ from kat_mm.engine.benchmarking import (
 
 COLUMNS = (
     *ORIGIN,
-    *('config', 'median_ms', 'q1_ms', 'q3_ms', 'peak_mib', 'first_ms_ratio', 'first_mib_ratio'),
+    *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
+    *('first_ms_ratio', 'first_kernel_ratio', 'first_mib_ratio'),
 )
+RATIOS = {
+    'median_ms': 'first_ms_ratio',
+    'kernel_ms': 'first_kernel_ratio',
+    'peak_mib': 'first_mib_ratio',
+}
 
 
 def build(config_path: str, options: dict, batches: int):
-    """Returns a function that makes one training step, over the batches in turn."""
+    """Returns what makes one training step, over the batches in turn, its model and optimizer."""
     args = argparse.Namespace(
         config=config_path, cfg_options=options, launcher='none', work_dir=None, local_rank=0
     )
@@ -60,7 +70,7 @@ def build(config_path: str, options: dict, batches: int):
         if not torch.isfinite(loss):
             raise SystemExit(f'error: the loss became {loss.item()}')
 
-    return step
+    return step, model, optimizer.optimizer
 
 
 def main():
@@ -77,39 +87,52 @@ def main():
     if args.csv:
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
-    gpu = device.type == 'cuda'
-    steps, memory = {}, {}
+    figures, steps, usages = {}, {}, {}
     for path in args.configs:
-        # The memory of a step alone, beyond what the configs before it hold.
         torch.manual_seed(0)
-        held = torch.cuda.memory_allocated() if gpu else 0
-        steps[path] = build(path, args.cfg_options, args.batches)
-        if gpu:
-            torch.cuda.reset_peak_memory_stats()
+        steps[path], model, optimizer = build(path, args.cfg_options, args.batches)
         for _ in range(args.warmup):
             host_ms(steps[path], device)
-        memory[path] = torch.cuda.max_memory_allocated() - held if gpu else 0
+        usages[path] = partial(gpu_usage, steps[path], owned_bytes(model, optimizer))
+    for path in args.configs:  # when all are warm: what the first step of all allocates is nobody's
+        figures[path] = usages[path]() if device.type == 'cuda' else {}
     with progress('steps', args.steps) as advance:
         times = time_in_turns(steps, args.steps, device, on_round=advance)
 
-    source, rows = origin(device), []
-    table = Table(title=f'Training steps on {source["device"]}, torch {source["torch"]}')
-    for column in ('config', 'ms', 'quartiles', 'first / this', 'peak MiB', 'first / this'):
-        table.add_column(column)
-    spreads = {path: spread(values) for path, values in times.items()}
     first = args.configs[0]
-    for path, ms in spreads.items():
-        ratio = spreads[first].median / ms.median
-        row = dict(config=path, median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3, first_ms_ratio=ratio)
-        cells = [Path(path).stem, f'{ms.median:.1f}', f'{ms.q1:.1f} - {ms.q3:.1f}', f'{ratio:.3f}']
-        if gpu:
-            row.update(peak_mib=memory[path] / 2**20, first_mib_ratio=memory[first] / memory[path])
-            cells += [f'{row["peak_mib"]:.0f}', f'{row["first_mib_ratio"]:.3f}']
-        table.add_row(*cells)
-        rows.append({**source, **row})
-    Console(width=120).print(table)
+    for path, values in times.items():
+        ms = spread(values)
+        figures[path].update(median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3)
+        for key, column in RATIOS.items():
+            if key in figures[path]:
+                figures[path][column] = figures[first][key] / figures[path][key]
+    source = origin(device)
+    Console(width=120).print(table(source, figures))
     if args.csv:
-        append_csv(args.csv, COLUMNS, rows)
+        options = ' '.join(f'{key}={value}' for key, value in args.cfg_options.items())
+        described = {**source, 'options': options}
+        append_csv(args.csv, COLUMNS, [{**described, 'config': k, **v} for k, v in figures.items()])
+
+
+def table(source: dict[str, str], figures: dict[str, dict]) -> Table:
+    """Returns the table of the figures: a row for each config."""
+    result = Table(title=f'Training steps on {source["device"]}, torch {source["torch"]}')
+    for column in ('config', 'ms', 'quartiles', 'first / this', 'kernels ms', 'first / this'):
+        result.add_column(column)
+    for column in ('peak MiB', 'first / this'):
+        result.add_column(column)
+    for path, figure in figures.items():
+
+        def cell(key, digits, figure=figure):
+            return format(figure[key], digits) if key in figure else ''
+
+        result.add_row(
+            *(Path(path).stem, cell('median_ms', '.1f')),
+            *(f'{figure["q1_ms"]:.1f} - {figure["q3_ms"]:.1f}', cell('first_ms_ratio', '.3f')),
+            *(cell('kernel_ms', '.1f'), cell('first_kernel_ratio', '.3f')),
+            *(cell('peak_mib', '.0f'), cell('first_mib_ratio', '.3f')),
+        )
+    return result
 
 
 if __name__ == '__main__':

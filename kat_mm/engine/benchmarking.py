@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from ..errors import ConfigError, DataError
 
@@ -24,6 +26,7 @@ ORIGIN = ('date', 'commit', 'device', 'torch')  # the columns that `origin` fill
 LONGEST_BATCH = 200  # calls; a GPU queues about 1000 launches, and a call may be several
 CYCLES_PER_MS = 2e6  # at 2 GHz; a slower clock makes it wait longer
 TRIAL = 10  # calls
+PROFILED = 3  # steps
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,40 @@ def _batch(call: Callable[[], object], device: torch.device, ms: float) -> Calla
     synchronize(device)
     repeats = _how_many(ms, device_ms(call, TRIAL, TRIAL * queueing))
     return partial(device_ms, call, repeats, repeats * queueing)
+
+
+def gpu_usage(step: Callable[[], object], owned_bytes: int = 0) -> dict[str, float]:
+    """Measures what a step of a warm model takes of the GPU, whatever else is on it.
+
+    Args:
+        step: makes one step.
+        owned_bytes: what the model holds between its steps: weights, optimizer states.
+
+    Returns:
+        'kernel_ms': the time that kernels and copies of one step run for, in ms. Where it is less
+        than the time of the step, the GPU waits for the host.
+        'peak_mib': the most that the model and a step of it allocate, in MiB.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    peak = owned_bytes + torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(PROFILED):
+            step()
+        torch.cuda.synchronize()
+    total_us = sum(event.device_time_total for event in profiled.key_averages())
+    return {'kernel_ms': total_us / 1e3 / PROFILED, 'peak_mib': peak / 2**20}
+
+
+def owned_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Returns how many bytes weights, buffers and optimizer states have."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for state in optimizer.state.values() if optimizer else ():
+        tensors += [value for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _how_many(ms: float, ms_each: float) -> int:
