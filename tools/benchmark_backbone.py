@@ -6,9 +6,9 @@ Models, all with a mean over the positions and a linear layer to 1000 classes be
   timm-vit  timm's vit_*_patch16_224, if timm is installed
 Passes are a training step (forward, cross entropy, backward, AdamW) and inference. The models take
 turns in each round, which times a few steps by the host's clock, launches included. On a GPU, the
-kernels' part of that is what its kernels and copies run for, and the peak is what one model allocates
-in all: weights, optimizer, activations; CUDA graphs have none, as torch does not count their memory
-so. Ratios are those of KAT to each.
+kernels' part of that is what its kernels and copies run for, and the peak is what one model
+allocates in all: weights, optimizer, activations; CUDA graphs have none, as torch does not count
+their memory so. Ratios are those of KAT to each.
 """
 
 import argparse

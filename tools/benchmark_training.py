@@ -2,8 +2,8 @@
 
 Steps are those of training, forward, backward and optimizer, on batches that were loaded before;
 the configs take turns, so that a change of the machine's speed meets all of them. On a GPU, the
-kernels' part of a step is what its kernels and copies run for, and the peak is what model, optimizer
-and step allocate. Ratios are those of the first config to each.
+kernels' part of a step is what its kernels and copies run for, and the peak is what model,
+optimizer and step allocate. Ratios are those of the first config to each.
 """
 
 import argparse
