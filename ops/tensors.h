@@ -71,13 +71,13 @@ inline Tensor make_contiguous(const Tensor& tensor) {
 
 inline CoefficientRows check(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
                              int64_t channel_dim) {
-  bool supported = false;
   STD_TORCH_CHECK(numerator.dim() == 2 && denominator.dim() == 2,
                   "rational: numerator and denominator must be 2-D");
   STD_TORCH_CHECK(numerator.get_device_index() == x.get_device_index() &&
                       denominator.get_device_index() == x.get_device_index() &&
                       numerator.is_cpu() == x.is_cpu() && denominator.is_cpu() == x.is_cpu(),
                   "rational: x, numerator and denominator must be on one device");
+  bool supported = false;
   for (ScalarType dtype :
        {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double}) {
     supported |= x.scalar_type() == dtype;
