@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kat_mm.engine import cli
 from kat_mm.engine.benchmarking import (
     ORIGIN,
+    add_step_ratios,
     append_csv,
     check_csv,
     choose_device,
@@ -36,6 +36,7 @@ from kat_mm.engine.benchmarking import (
     positive,
     progress,
     spread,
+    step_table,
     time_in_turns,
 )
 from kat_mm.errors import ConfigError, UserError
@@ -59,11 +60,6 @@ COLUMNS = (
     *('median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
     *('kat_ms_ratio', 'kat_kernel_ratio', 'kat_mib_ratio'),
 )
-RATIOS = {
-    'median_ms': 'kat_ms_ratio',
-    'kernel_ms': 'kat_kernel_ratio',
-    'peak_mib': 'kat_mib_ratio',
-}
 
 
 class Classifier(nn.Module):
@@ -201,40 +197,6 @@ def measure(
     return figures
 
 
-def add_ratios(figures: dict[str, dict]) -> None:
-    """Puts the ratios of KAT to each model into the figures of a case."""
-    for key, column in RATIOS.items():
-        for figure in figures.values():
-            if key in figure:
-                figure[column] = figures['kat'][key] / figure[key]
-
-
-def table(title: str, figures: dict[str, dict]) -> Table:
-    """Returns the table of a case: a row for each model."""
-    result = Table(title=title, title_justify='left')
-    result.add_column('model')
-    for column in ('ms', 'quartiles', 'KAT / this', 'kernels ms', 'KAT / this', 'peak MiB'):
-        result.add_column(column, justify='right')
-    result.add_column('KAT / this', justify='right')
-    for name, figure in figures.items():
-
-        def cell(key, digits, figure=figure):
-            return format(figure[key], digits) if key in figure else ''
-
-        result.add_row(
-            name,
-            cell('median_ms', '.2f'),
-            f'{figure["q1_ms"]:.2f} - {figure["q3_ms"]:.2f}',
-            *(
-                cell('kat_ms_ratio', '.3f'),
-                cell('kernel_ms', '.2f'),
-                cell('kat_kernel_ratio', '.3f'),
-            ),
-            *(cell('peak_mib', '.0f'), cell('kat_mib_ratio', '.3f')),
-        )
-    return result
-
-
 def main():
     args = parse_args()
     device = choose_device(args.device)
@@ -263,8 +225,8 @@ def main():
                 raise UserError(
                     f'{title}: the GPU has not enough memory; lower --batch or --infer-batches'
                 ) from error
-        add_ratios(figures)
-        console.print(table(title, figures))
+        add_step_ratios(figures, 'kat', 'kat')
+        console.print(step_table(title, figures.items(), 'kat', 'model', 'KAT / this', digits=2))
         described = dict(arch=arch, batch=batch, size=args.size, autocast=args.autocast, mode=mode)
         if args.csv:
             case = {**source, **described, 'pass': part}

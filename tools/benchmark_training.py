@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.table import Table
 
 import kat_mm  # noqa: F401
 from kat_mm.engine import cli
 from kat_mm.engine.benchmarking import (
     ORIGIN,
+    add_step_ratios,
     append_csv,
     check_csv,
     choose_device,
@@ -29,6 +29,7 @@ from kat_mm.engine.benchmarking import (
     positive,
     progress,
     spread,
+    step_table,
     time_in_turns,
 )
 
@@ -37,11 +38,6 @@ COLUMNS = (
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
     *('first_ms_ratio', 'first_kernel_ratio', 'first_mib_ratio'),
 )
-RATIOS = {
-    'median_ms': 'first_ms_ratio',
-    'kernel_ms': 'first_kernel_ratio',
-    'peak_mib': 'first_mib_ratio',
-}
 
 
 def build(config_path: str, options: dict, batches: int):
@@ -99,40 +95,19 @@ def main():
     with progress('steps', args.steps) as advance:
         times = time_in_turns(steps, args.steps, device, on_round=advance)
 
-    first = args.configs[0]
     for path, values in times.items():
         ms = spread(values)
         figures[path].update(median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3)
-        for key, column in RATIOS.items():
-            if key in figures[path]:
-                figures[path][column] = figures[first][key] / figures[path][key]
+    add_step_ratios(figures, args.configs[0], 'first')
     source = origin(device)
-    Console(width=120).print(table(source, figures))
+    title = f'Training steps on {source["device"]}, torch {source["torch"]}'
+    rows = [(Path(path).stem, figure) for path, figure in figures.items()]
+    table = step_table(title, rows, 'first', 'config', 'first / this', digits=1)
+    Console(width=120).print(table)
     if args.csv:
         options = ' '.join(f'{key}={value}' for key, value in args.cfg_options.items())
         described = {**source, 'options': options}
         append_csv(args.csv, COLUMNS, [{**described, 'config': k, **v} for k, v in figures.items()])
-
-
-def table(source: dict[str, str], figures: dict[str, dict]) -> Table:
-    """Returns the table of the figures: a row for each config."""
-    result = Table(title=f'Training steps on {source["device"]}, torch {source["torch"]}')
-    for column in ('config', 'ms', 'quartiles', 'first / this', 'kernels ms', 'first / this'):
-        result.add_column(column)
-    for column in ('peak MiB', 'first / this'):
-        result.add_column(column)
-    for path, figure in figures.items():
-
-        def cell(key, digits, figure=figure):
-            return format(figure[key], digits) if key in figure else ''
-
-        result.add_row(
-            *(Path(path).stem, cell('median_ms', '.1f')),
-            *(f'{figure["q1_ms"]:.1f} - {figure["q3_ms"]:.1f}', cell('first_ms_ratio', '.3f')),
-            *(cell('kernel_ms', '.1f'), cell('first_kernel_ratio', '.3f')),
-            *(cell('peak_mib', '.0f'), cell('first_mib_ratio', '.3f')),
-        )
-    return result
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -158,6 +159,36 @@ def owned_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     for state in optimizer.state.values() if optimizer else ():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def add_step_ratios(figures: Mapping[str, dict], base: str, prefix: str) -> None:
+    """Puts the ratios of one subject, `base`, to each into the figures of their steps."""
+    for key, name in (('median_ms', 'ms'), ('kernel_ms', 'kernel'), ('peak_mib', 'mib')):
+        for figure in figures.values():
+            if key in figure:
+                figure[f'{prefix}_{name}_ratio'] = figures[base][key] / figure[key]
+
+
+def step_table(
+    title: str, rows: Iterable[tuple[str, dict]], prefix: str, subject: str, ratio: str, digits: int
+) -> Table:
+    """Returns the table of steps with their ratios, a row for each, headed `subject`."""
+    table = Table(title=title, title_justify='left')
+    table.add_column(subject)
+    for column in ('ms', 'quartiles', ratio, 'kernels ms', ratio, 'peak MiB', ratio):
+        table.add_column(column, justify='right')
+    for name, figure in rows:
+        cells = [
+            format(figure[key], f'.{places}f') if key in figure else ''
+            for key, places in (
+                *(('median_ms', digits), (f'{prefix}_ms_ratio', 3)),
+                *(('kernel_ms', digits), (f'{prefix}_kernel_ratio', 3)),
+                *(('peak_mib', 0), (f'{prefix}_mib_ratio', 3)),
+            )
+        ]
+        cells.insert(1, f'{figure["q1_ms"]:.{digits}f} - {figure["q3_ms"]:.{digits}f}')
+        table.add_row(name, *cells)
+    return table
 
 
 def _how_many(ms: float, ms_each: float) -> int:
