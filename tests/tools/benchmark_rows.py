@@ -1,6 +1,7 @@
 """Reads the CSV files of the benchmark tools."""
 
 import csv
+import re
 
 import pytest
 
@@ -25,3 +26,12 @@ def has_quartiles(row, names):
 
 def is_ratio(value, numerator, denominator):
     return value == pytest.approx(numerator / denominator, rel=1e-4)  # of figures of 6 digits
+
+
+def is_printed(stdout, name, value):
+    """Whether the first table row of that name shows the value, which the file rounds otherwise."""
+    row = next(line for line in stdout.splitlines() if line.startswith(f'│ {name} '))
+    cells = [float(cell) for cell in re.findall(r'\d+(?:\.\d+)?', row.split('│', 2)[2])]
+    return any(
+        cell == pytest.approx(value, rel=6e-4, abs=6e-4 if value > 0.1 else 0) for cell in cells
+    )
