@@ -122,7 +122,7 @@ def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Te
         return act(norm(x))
     if not _fits(x, norm, act):
         return act(norm(x))
-    inputs = norm.weight, norm.bias, act.weight_numerator, act.weight_denominator
+    inputs = norm.weight, norm.bias, act.numerator, act.denominator
     if any(t.dtype is not torch.float32 or t.device != x.device for t in inputs):
         return act(norm(x))
     return _call(x, *inputs, norm.eps, autocast_dtype(x))[0]

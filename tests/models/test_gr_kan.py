@@ -40,7 +40,7 @@ def test_a_block_computes_the_papers_formulas():
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    p = {name: value.detach() for name, value in block.named_parameters()}
+    p = block.state_dict()
     x = torch.randn(2, 5, 16, dtype=torch.float64)
 
     z = layer_norm(x, p['norm1.weight'], p['norm1.bias'])

@@ -29,12 +29,54 @@ def test_a_fresh_layer_is_its_function(name, device):
     assert error <= 1.01 * STATED_ERRORS[name] + 1e-7  # the parameters are rounded to fp32
 
 
-def test_parameters_are_those_of_the_published_checkpoints():
-    shapes = {name: tuple(p.shape) for name, p in GroupRational().named_parameters()}
+def test_state_dict_is_that_of_the_published_checkpoints():
+    layer = GroupRational()
+    shapes = {key: tuple(value.shape) for key, value in layer.state_dict().items()}
     assert shapes == {'weight_numerator': (1, 6), 'weight_denominator': (8, 4)}
     own = GroupRational(num_groups=3, order=(7, 2), init='identity', shared_numerator=False)
-    assert own.weight_numerator.shape == (3, 8)
-    assert own.weight_denominator.shape == (3, 2)
+    assert own.numerator.shape == (3, 8) == own.state_dict()['weight_numerator'].shape
+    assert own.denominator.shape == (3, 2) == own.state_dict()['weight_denominator'].shape
+
+
+def test_parameters_are_no_matrices():
+    """Xavier initialisation and weight decay that go by the dimensions leave them alone."""
+    assert all(parameter.dim() == 1 for parameter in GroupRational().parameters())
+
+
+@pytest.mark.parametrize('assign', [False, True])
+def test_state_dict_round_trip(assign):
+    torch.manual_seed(0)
+    saved = GroupRational(shared_numerator=False)
+    for parameter in saved.parameters():
+        nn.init.normal_(parameter)
+    model = nn.Sequential(nn.Identity(), GroupRational(shared_numerator=False))
+    state = {f'1.{key}': value.clone() for key, value in saved.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+    assert [v.dim() for v in state.values()] == [2, 2]  # the caller's dict stays as it was
+    for name, parameter in model[1].named_parameters():
+        assert torch.equal(parameter, saved.get_parameter(name))
+        assert isinstance(parameter, nn.Parameter) and parameter.dim() == 1
+
+
+def test_mismatched_coefficients_name_both_shapes():
+    message = r'0.weight_denominator: the checkpoint has \(4, 4\), the model has \(8, 4\)'
+    with pytest.raises(RuntimeError, match=message):
+        nn.Sequential(GroupRational()).load_state_dict(
+            nn.Sequential(GroupRational(num_groups=4)).state_dict()
+        )
+
+
+def test_mm_saves_the_published_shapes(tmp_path):
+    checkpoint = pytest.importorskip('mmengine.runner.checkpoint')
+    model = nn.Sequential(GroupRational())
+    assert checkpoint.get_state_dict(model)['0.weight_denominator'].shape == (8, 4)
+    nn.init.normal_(model[0].weight_denominator)
+    checkpoint.save_checkpoint(
+        {'state_dict': checkpoint.get_state_dict(model)}, str(tmp_path / 'a.pth')
+    )
+    loaded = nn.Sequential(GroupRational())
+    checkpoint.load_checkpoint(loaded, str(tmp_path / 'a.pth'), strict=True)
+    assert torch.equal(loaded[0].weight_denominator, model[0].weight_denominator)
 
 
 def test_replaces_an_inplace_activation():
