@@ -55,7 +55,8 @@ def test_state_dict_round_trip(assign):
     assert [v.dim() for v in state.values()] == [2, 2]  # the caller's dict stays as it was
     for name, parameter in model[1].named_parameters():
         assert torch.equal(parameter, saved.get_parameter(name))
-        assert isinstance(parameter, nn.Parameter) and parameter.dim() == 1
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.dim() == 1
 
 
 def test_mismatched_coefficients_name_both_shapes():
