@@ -68,9 +68,9 @@ class GRKAN(nn.Module):
                     f'num_groups={num_groups} does not divide {name}={channels}; '
                     'choose a divisor of both embed_dims and feedforward_channels'
                 )
-        self.act1 = GroupRational(num_groups, act_init[0])
+        self.act1 = GroupRational(num_groups, act_init[0], channel_dim=-1)
         self.fc1 = nn.Linear(embed_dims, feedforward_channels)
-        self.act2 = GroupRational(num_groups, act_init[1])
+        self.act2 = GroupRational(num_groups, act_init[1], channel_dim=-1)
         self.fc2 = nn.Linear(feedforward_channels, embed_dims)
         self.drop = nn.Dropout(ffn_drop) if ffn_drop else nn.Identity()
         self.dropout_layer = _build(dropout_layer)

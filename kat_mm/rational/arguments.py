@@ -38,8 +38,12 @@ def check_arguments(x: Tensor, numerator: Tensor, denominator: Tensor, channel_d
     if not -x.dim() <= channel_dim < x.dim():
         raise IndexError(f'rational: channel_dim={channel_dim} is out of range for x {x.dim()}-D')
     groups = max(rows_a, rows_b)
-    if x.shape[channel_dim] % groups:
+    channels = x.shape[channel_dim]
+    if channels % groups:
+        divisor = max(d for d in range(1, groups) if channels % d == 0)
         raise ValueError(
-            f'rational: the {x.shape[channel_dim]} channels at dimension {channel_dim} of x '
-            f'{tuple(x.shape)} cannot be divided into the {groups} groups of {shapes}'
+            f'rational: the {channels} channels at dimension {channel_dim} of x '
+            f'{tuple(x.shape)} cannot be divided into the {groups} groups of {shapes}. Choose a '
+            f'number of groups that divides {channels}, such as num_groups={divisor} of '
+            'GroupRational, or another channel_dim if the channels are elsewhere'
         )

@@ -14,7 +14,8 @@ class GroupRational(nn.Module):
 
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n (KAT,
     arXiv 2409.10594, section 4). Input and output have the same shape, with the channels, a
-    multiple of `num_groups`, at `channel_dim`.
+    multiple of `num_groups`, at `channel_dim`. It is an mm activation,
+    `act_cfg=dict(type='GroupRational')`.
 
     The parameters are flat, so that code which initialises or decays parameters of two dimensions,
     as DETR's and timm's does, takes them for what they are, no matrices. Names and shapes in
@@ -29,8 +30,10 @@ class GroupRational(nn.Module):
         order: degrees (m, n) of P and Q, each from 1 to 8.
         shared_numerator: one numerator for all groups, [1, m + 1], as in the published models;
             otherwise [G, m + 1].
-        channel_dim: the channel dimension; 1 for maps [B, C, H, W].
-        inplace: ignored; lets mm's `act_cfg=dict(type='GroupRational')` take the place of ReLU.
+        channel_dim: the channel dimension. None is dimension 1 of an input with four or more
+            dimensions, which maps [B, C, H, W] have, and the last one of any other. So tokens
+            that keep their map's shape, [B, H, W, C], need -1.
+        inplace: ignored; mm's layers pass it.
 
     Raises:
         ValueError: for an unknown init or one that does not fit the order, and in forward for
@@ -43,7 +46,7 @@ class GroupRational(nn.Module):
         init: Init = 'swish',
         order: tuple[int, int] = (5, 4),
         shared_numerator: bool = True,
-        channel_dim: int = -1,
+        channel_dim: int | None = None,
         inplace: bool = False,
     ):
         super().__init__()
@@ -88,7 +91,10 @@ class GroupRational(nn.Module):
         self.denominator.copy_(denominator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rational(x, self.numerator, self.denominator, self.channel_dim)
+        dim = self.channel_dim
+        if dim is None:
+            dim = 1 if x.dim() >= 4 else -1
+        return rational(x, self.numerator, self.denominator, dim)
 
     def extra_repr(self) -> str:
         return (

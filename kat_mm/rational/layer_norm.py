@@ -137,7 +137,7 @@ def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
         and norm.bias is not None
         and channels <= MAX_CHANNELS
         and channels % (4 * act.num_groups) == 0
-        and act.channel_dim in (-1, x.dim() - 1)
+        and (act.channel_dim in (-1, x.dim() - 1) or (act.channel_dim is None and x.dim() < 4))
         and act.order[0] <= MAX_ORDER[0]
         and act.order[1] <= MAX_ORDER[1]
         and not (_has_hooks(norm) or _has_hooks(act) or _has_any_global_hook())

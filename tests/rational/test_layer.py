@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kat_mm.rational import GroupRational
+from kat_mm.rational import GroupRational, rational
 from kat_mm.rational.coefficients import FITS, FUNCTIONS, initial_coefficients, variance_gain
 
 # The largest error of each fit on [-3, 3], as stated beside its coefficients.
@@ -86,6 +86,36 @@ def test_replaces_an_inplace_activation():
     y.sum().backward()
     assert y.shape == (2, 16, 7, 7)
     assert block[1].weight_denominator.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ('channel_dim', 'shape', 'expected'),
+    [
+        (None, (16,), -1),
+        (None, (2, 16), -1),
+        (None, (2, 16, 24), -1),  # tokens, as transformers have them
+        (None, (2, 16, 24, 8), 1),
+        (None, (2, 16, 24, 8, 8), 1),
+        (-1, (2, 16, 24, 8), -1),
+        (2, (2, 16, 24, 8), 2),
+    ],
+)
+def test_channels_of_maps_and_of_tokens(channel_dim, shape, expected):
+    layer = GroupRational(channel_dim=channel_dim)
+    torch.nn.init.normal_(layer.weight_denominator)  # groups that differ
+    x = torch.randn(shape)
+    y = rational(x, layer.weight_numerator, layer.weight_denominator, expected)
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize(('channels', 'divisor'), [(4, 4), (18, 6), (13, 1)])
+def test_channels_that_the_groups_do_not_divide(channels, divisor):
+    x = torch.zeros(2, channels, 5, 5)
+    with pytest.raises(
+        ValueError, match=f'the {channels} channels.* 8 groups.* num_groups={divisor} of'
+    ):
+        GroupRational()(x)
+    assert GroupRational(divisor)(x).shape == x.shape
 
 
 def test_published_variance_gains():

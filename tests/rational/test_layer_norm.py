@@ -129,6 +129,14 @@ def test_what_the_kernel_does_not_take_works_too(device, channels, kwargs, dtype
     assert torch.equal(layer_norm_rational(x, norm, act), act(norm(x)))
 
 
+@pytest.mark.parametrize('channel_dim', [None, -1, 1, 3])
+def test_channels_of_the_activation_are_not_always_those_of_the_norm(device, channel_dim):
+    norm, act = modules(64, device, channel_dim=channel_dim)
+    nn.init.normal_(act.weight_denominator)  # groups that differ
+    x = torch.randn(2, 64, 3, 64, device=device)
+    torch.testing.assert_close(layer_norm_rational(x, norm, act), act(norm(x)))
+
+
 @pytest.mark.parametrize('kind', ['forward_pre', 'forward', 'full_backward_pre', 'full_backward'])
 @pytest.mark.parametrize('which', ['norm', 'act'])
 def test_hooks_of_the_modules_are_called(device, which, kind):
