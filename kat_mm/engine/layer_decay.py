@@ -9,6 +9,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..errors import ConfigError
 from ..models.kat import KAT
 from ..rational.layer import GroupRational
 
@@ -22,6 +23,12 @@ POSITIONS = (
     'rel_pos_h',
     'rel_pos_w',
 )
+# Options of mmdet's and mmseg's constructors for layer decay, and what becomes of them here.
+FOREIGN_OPTIONS = {
+    'decay_rate': 'write layer_decay_rate instead of decay_rate',
+    'decay_type': 'remove decay_type, as rates decay by layer',
+    'num_layers': 'remove num_layers, as the backbone tells its depth',
+}
 OPTIONS = (
     'layer_decay_rate',
     'custom_keys',
@@ -54,6 +61,9 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             custom_keys: as in mmengine, {part of a name: dict(lr_mult=..., decay_mult=...)}, the
                 longest part that fits a parameter's name. Here they multiply what the rules
                 above give, so that `backbone` with decay_mult=1 still leaves norms undecayed.
+                Keys that name the backbone leave its pyramid alone, which no checkpoint of the
+                backbone has and which thus learns at the rate of a head; `backbone.pyramid`
+                reaches it.
             norm_decay_mult, bias_decay_mult: multiples of the weight decay of norms and of
                 biases; 0 by default.
             bias_lr_mult: multiple of the learning rate of biases outside norms.
@@ -68,16 +78,18 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         options = dict(paramwise_cfg or {})
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
-            raise ValueError(
-                f'unknown paramwise_cfg option {", ".join(unknown)}; known: {", ".join(OPTIONS)}'
+            ways_out = [FOREIGN_OPTIONS[name] for name in unknown if name in FOREIGN_OPTIONS]
+            raise ConfigError(
+                f'unknown paramwise_cfg option {", ".join(unknown)}; known: '
+                + '; '.join([', '.join(OPTIONS), *ways_out])
             )
         # Not empty, or else the base class would build a single group.
         rate = options.setdefault('layer_decay_rate', 1.0)
         if not 0 < rate <= 1:
-            raise ValueError(f'layer_decay_rate must lie in (0, 1], got {rate}')
+            raise ConfigError(f'layer_decay_rate must lie in (0, 1], got {rate}')
         for key, config in options.get('custom_keys', {}).items():
             if set(config) - {'lr_mult', 'decay_mult'}:
-                raise ValueError(
+                raise ConfigError(
                     f'custom_keys[{key!r}] may have lr_mult and decay_mult, got {dict(config)}'
                 )
         super().__init__(optim_wrapper_cfg, options)
@@ -91,6 +103,8 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'current',
                 logging.WARNING,
             )
+        pyramids = {kat.pyramid for kat in kats.values()} - {None}
+        self._fresh = {parameter for m in pyramids for parameter in m.parameters()}
         groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
         seen = set()
         for owner_name, owner in module.named_modules():
@@ -126,8 +140,10 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         elif isinstance(owner, GroupRational) or last in POSITIONS or parameter.ndim <= 1:
             decay_mult = 0.0
         custom = options.get('custom_keys', {})
+        inside = name.partition('pyramid.')[2]
         for key in sorted(sorted(custom), key=len, reverse=True):
-            if key in name:
+            # A key that fits only the path to a pyramid means the backbone, not the pyramid.
+            if key in (name if 'pyramid' in key or parameter not in self._fresh else inside):
                 lr_mult *= custom[key].get('lr_mult', 1.0)
                 decay_mult *= custom[key].get('decay_mult', 1.0)
                 break
@@ -143,7 +159,7 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group['lr'] = self.base_lr * lr_mult
             text.append(f'lr {group["lr"]:.3g} (x {lr_mult:.3g})')
         elif lr_mult != 1:
-            raise ValueError(
+            raise ConfigError(
                 f'{named[0][0]} would have its learning rate multiplied by {lr_mult:.3g}, but the '
                 'optimizer has no lr; set it'
             )

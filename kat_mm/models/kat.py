@@ -13,6 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
 from ..rational.coefficients import Init
+from .arguments import (
+    check_pyramid,
+    choose,
+    loads_pretrained,
+    patch_grid,
+    pretrained_init,
+    sorted_indices,
+)
 from .attention import ATTENTIONS
 from .block import Block
 from .gr_kan import GRKAN
@@ -48,8 +56,8 @@ class KAT(BaseModule):
             count from the end, and maps come in ascending order. By default the last block, or
             all levels. Blocks beyond the last one wanted do not run, and are frozen so that
             distributed training finds no unused parameter.
-        pyramid: channels of four levels at strides 4, 8, 16 and 32 pixels, computed from the
-            last map by `SimplePyramid`; None for plain maps.
+        pyramid: channels of levels at the strides of pyramid_strides, computed from the last map
+            by `SimplePyramid`; None for plain maps.
         ffn: 'gr_kan', or 'mlp' for the twin that is a plain ViT.
         act_init: what the activations of the GR-KAN layers start as; see `GRKAN`.
         num_groups: groups of these activations.
@@ -68,6 +76,12 @@ class KAT(BaseModule):
             token, k also the first k blocks; the number of blocks also the final norm.
         init_cfg: mm's initialisation config, such as
             `dict(type='Pretrained', checkpoint=...)`.
+        pyramid_strides: strides of the pyramid's levels in pixels, one for each of its numbers of
+            channels. Each is patch_size times a power of two. They may repeat, as those of
+            dilated backbones do: (4, 8, 8, 8).
+        pretrained: the `model.pretrained` of a segmentor, which mmseg passes on to its backbone. A
+            path or a URL is short for an init_cfg. The name of a model zoo's weights is ignored
+            with a warning, so that a config needs no change but that of its backbone.
         in_channels: channels of the images.
         qkv_bias: learns a bias of queries, keys and values.
         final_norm: applies a layer norm to the last block's map, as the published models do.
@@ -81,10 +95,11 @@ class KAT(BaseModule):
         H, W]. The stride is patch_size, or that of the pyramid's level.
 
     Raises:
-        ValueError: for an unknown arch, ffn or attention, indices out of range, a pyramid of
-            other than four levels or at strides that the patch size cannot reach, channels that
-            heads or groups do not divide; in forward for images that are empty or not
-            [B, in_channels, H, W]; on loading for position embeddings of other channels.
+        ValueError: for an unknown arch, ffn or attention, indices out of range, pyramid_strides
+            that do not fit pyramid or that the patch size cannot reach, channels that heads or
+            groups do not divide, both pretrained and init_cfg; in forward for images that are
+            empty or not [B, in_channels, H, W]; on loading for position embeddings of other
+            channels.
     """
 
     def __init__(
@@ -107,6 +122,8 @@ class KAT(BaseModule):
         frozen_stages: int = -1,
         init_cfg: dict | list[dict] | None = None,
         *,
+        pyramid_strides: Sequence[int] = PYRAMID_STRIDES,
+        pretrained: str | None = None,
         in_channels: int = 3,
         qkv_bias: bool = True,
         final_norm: bool = True,
@@ -114,13 +131,14 @@ class KAT(BaseModule):
         drop_rate: float = 0.0,
         layer_scale: float | None = None,
     ):
+        init_cfg = pretrained_init(pretrained, init_cfg)
         super().__init__(init_cfg)
         sizes = _arch(arch)
         dims, depth = sizes['embed_dims'], sizes['num_layers']
         self.embed_dims, self.num_layers = dims, depth
         self.in_channels = in_channels
         self.patch_size = patch_size
-        self.grid = _grid(img_size, patch_size)
+        self.grid = patch_grid(img_size, patch_size)
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
         self.num_prefix = int(cls_token and not window_size)
@@ -129,13 +147,14 @@ class KAT(BaseModule):
                 f'frozen_stages={frozen_stages} is out of range: -1 to {depth}, the number of '
                 'blocks'
             )
+        check_pyramid(pyramid, pyramid_strides, PYRAMID_STRIDES)
         if window_size < 0:
             raise ConfigError(
                 f'window_size must be 0 (global attention) or more, got {window_size}'
             )
         if global_blocks is None:
             global_blocks = {-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
-        global_blocks = _indices('global_blocks', global_blocks, depth, 'blocks')
+        global_blocks = sorted_indices('global_blocks', global_blocks, depth, 'blocks')
 
         self.patch_embed = PatchEmbed(in_channels, dims, patch_size)
         if self.num_prefix:
@@ -145,13 +164,13 @@ class KAT(BaseModule):
         self.pos_drop = nn.Dropout(drop_rate)
 
         # A pretrained model overwrites the attention weights: skip their costly decompositions.
-        mimetic = mimetic and not _loads_pretrained(init_cfg)
-        attention = _choose('attention', attention, ATTENTIONS)
+        mimetic = mimetic and not loads_pretrained(init_cfg)
+        attention = choose('attention', attention, ATTENTIONS)
         ffns = {
             'gr_kan': partial(GRKAN, num_groups=num_groups, act_init=act_init, add_identity=False),
             'mlp': Mlp,
         }
-        ffn = _choose('ffn', ffn, ffns)
+        ffn = choose('ffn', ffn, ffns)
         self.blocks = nn.ModuleList()
         for i in range(depth):
             window = 0 if i in global_blocks else window_size
@@ -171,20 +190,19 @@ class KAT(BaseModule):
 
         self.pyramid = None
         if pyramid is None:
-            self.out_indices = _indices('out_indices', out_indices, depth, 'blocks', (depth - 1,))
+            self.out_indices = sorted_indices(
+                'out_indices', out_indices, depth, 'blocks', (depth - 1,)
+            )
             self.out_channels = (dims,) * len(self.out_indices)
             self.last_block = self.out_indices[-1]
         else:
-            if len(pyramid) != len(PYRAMID_STRIDES):
-                raise ConfigError(
-                    f'pyramid must give the channels of four levels, at strides '
-                    f'{PYRAMID_STRIDES}; got {len(pyramid)}: {tuple(pyramid)}'
-                )
-            levels = range(len(PYRAMID_STRIDES))
-            self.out_indices = _indices('out_indices', out_indices, 4, 'pyramid levels', levels)
+            levels = len(pyramid)
+            self.out_indices = sorted_indices(
+                'out_indices', out_indices, levels, 'pyramid levels', range(levels)
+            )
             self.out_channels = tuple(pyramid[i] for i in self.out_indices)
             self.last_block = depth - 1
-            strides = [PYRAMID_STRIDES[i] for i in self.out_indices]
+            strides = [pyramid_strides[i] for i in self.out_indices]
             self.pyramid = SimplePyramid(dims, self.out_channels, patch_size, strides)
         self._reset_embeddings()
         self._freeze()
@@ -312,41 +330,3 @@ def _arch(arch: str | dict) -> dict[str, int]:
             f'feedforward_channels; missing: {missing}, unknown: {sorted(unknown)}'
         )
     return {'feedforward_channels': 4 * arch['embed_dims'], **arch}
-
-
-def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if min(height, width, patch_size) < 1:
-        raise ConfigError(
-            f'img_size and patch_size must be positive, got {img_size} and {patch_size}'
-        )
-    return -(-height // patch_size), -(-width // patch_size)
-
-
-def _indices(
-    name: str, indices: int | Sequence[int] | None, count: int, of: str, default: Sequence[int] = ()
-) -> tuple[int, ...]:
-    """Returns indices in ascending order, with negative ones counted from the end."""
-    if indices is None:
-        indices = default
-    indices = (indices,) if isinstance(indices, int) else tuple(indices)
-    positive = tuple(sorted(i + count if i < 0 else i for i in indices))
-    if any(not 0 <= i < count for i in positive) or len(set(positive)) < len(positive):
-        raise ConfigError(
-            f'{name}={indices} must be different indices of the {count} {of}: 0 to {count - 1}, '
-            f'or -{count} to -1'
-        )
-    if not positive and default:
-        raise ConfigError(f'{name} is empty; name at least one of the {count} {of}')
-    return positive
-
-
-def _choose(name: str, value: str, known: dict):
-    if value not in known:
-        raise ConfigError(f'unknown {name} {value!r}; known: {", ".join(known)}')
-    return known[value]
-
-
-def _loads_pretrained(init_cfg: dict | list[dict] | None) -> bool:
-    configs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-    return any(config.get('type') in ('Pretrained', 'PretrainedInit') for config in configs)

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd import Function
+
+from ..errors import ConfigError
 
 
 class SimplePyramid(nn.Module):
@@ -18,7 +22,7 @@ class SimplePyramid(nn.Module):
         out_channels: channels of the levels, one number for all or one for each.
         in_stride: stride of the map in pixels, the patch size of a plain backbone.
         strides: strides of the levels in pixels. Each is in_stride times a power of two, such as
-            4 = 16 / 4.
+            4 = 16 / 4. They may repeat.
         num_outs: number of maps returned. Those beyond the strides subsample the last level by
             2 each, as Mask R-CNN's anchors need. By default as many as strides.
         norm_cfg: norm behind convolutions: 'LN2d' is a layer norm over channels; any other type
@@ -49,25 +53,24 @@ class SimplePyramid(nn.Module):
             (out_channels,) * len(strides) if isinstance(out_channels, int) else tuple(out_channels)
         )
         if len(channels) != len(strides):
-            raise ValueError(
+            raise ConfigError(
                 f'out_channels {channels} must be one number or one for each of the strides '
                 f'{strides}'
             )
         num_outs = len(strides) if num_outs is None else num_outs
         if num_outs < len(strides):
-            raise ValueError(
+            raise ConfigError(
                 f'num_outs={num_outs} is less than the number of strides {strides}; '
                 'leave strides out instead'
             )
         self.strides = strides
         self.out_channels = channels
         self.num_extra = num_outs - len(strides)
-        self.levels = nn.ModuleDict(
-            {
-                f'stride{stride}': _level(in_channels, width, in_stride, stride, norm_cfg)
-                for stride, width in zip(strides, channels, strict=True)
-            }
-        )
+        self.levels = nn.ModuleDict()
+        for i, (stride, width) in enumerate(zip(strides, channels, strict=True)):
+            repeats = strides[:i].count(stride)
+            name = f'stride{stride}_{repeats + 1}' if repeats else f'stride{stride}'
+            self.levels[name] = _level(in_channels, width, in_stride, stride, norm_cfg)
 
     def forward(
         self, inputs: Tensor | Sequence[Tensor], image_size: tuple[int, int] | None = None
@@ -82,7 +85,27 @@ class SimplePyramid(nn.Module):
             maps.append(y.contiguous())
         for _ in range(self.num_extra):
             maps.append(maps[-1][..., ::2, ::2].contiguous())
+        if distributed.is_available() and distributed.is_initialized() and torch.is_grad_enabled():
+            return _AllLevels.apply(*maps)
         return tuple(maps)
+
+
+class _AllLevels(Function):
+    """Passes maps through, and zero gradients back to those that no loss depends on.
+
+    Levels are independent, unlike the stages of a ResNet: one that a neck or head leaves out would
+    have no gradients, which distributed training takes for an error. A single process skips
+    this. The out_indices of the backbone leave such levels out, and save their cost.
+    """
+
+    @staticmethod
+    def forward(ctx, *maps: Tensor) -> tuple[Tensor, ...]:
+        # Detached, as autograd allows no activation in place on inputs that are returned as such.
+        return tuple(y.detach() for y in maps)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients  # autograd has made those missing into zeros
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -95,16 +118,16 @@ class LayerNorm2d(nn.LayerNorm):
 def _level(
     in_channels: int, out_channels: int, in_stride: int, stride: int, norm_cfg: dict | None
 ) -> nn.Sequential:
-    fine, coarse = max(in_stride // stride, 1), max(stride // in_stride, 1)
+    fine, coarse = max(in_stride // max(stride, 1), 1), max(stride // in_stride, 1)
     if fine * stride != coarse * in_stride or (fine * coarse) & (fine * coarse - 1):
-        raise ValueError(
+        raise ConfigError(
             f'no pyramid level at stride {stride} from a map of stride {in_stride}: their ratio '
             f'must be a power of two; choose strides like {in_stride} or {2 * in_stride}, '
             'or another patch size'
         )
     halvings = fine.bit_length() - 1
     if in_channels % fine:
-        raise ValueError(
+        raise ConfigError(
             f'{in_channels} channels cannot be halved {halvings} times on the way from stride '
             f'{in_stride} to {stride}'
         )

@@ -134,6 +134,24 @@ def test_options():
     assert settings['head.bias'] == (2.0, 0.5)
 
 
+def test_keys_of_the_backbone_leave_the_pyramid_alone():
+    model = Detector(pyramid=(8, 8, 8, 8))
+    level = 'backbone.pyramid.levels.stride8.0.weight'
+
+    def rates(**custom_keys):
+        return build(model, custom_keys={k: {'lr_mult': v} for k, v in custom_keys.items()})[1]
+
+    settings = rates(backbone=0.1)
+    assert settings['backbone.norm.weight'][0] == pytest.approx(0.1)
+    assert settings[level] == (1.0, 0.5)
+    assert rates(**{'backbone': 0.1, 'backbone.pyramid': 0.2})[level][0] == 0.2
+    assert rates(backbone=0.1, stride8=0.2)[level][0] == 0.2
+    outer = nn.ModuleDict({'detector': model})
+    settings = build(outer, custom_keys={'detector.backbone': {'lr_mult': 0.1}})[1]
+    assert settings['detector.' + level][0] == 1.0
+    assert settings['detector.backbone.pos_embed'][0] == 0.1
+
+
 def test_groups_say_what_they_are():
     groups, _ = build(Detector(), layer_decay_rate=0.5)
     assert groups[0]['group_name'] == 'lr 0.0312 (x 0.0312), weight decay 0'
@@ -163,6 +181,10 @@ def test_a_step_moves_deep_blocks_less():
     ('cfg', 'message'),
     [
         ({'layer_decay': 0.5}, 'unknown paramwise_cfg option layer_decay; known: layer_decay_rate'),
+        (
+            {'num_layers': 12, 'decay_rate': 0.9, 'decay_type': 'stage_wise'},
+            'write layer_decay_rate instead of decay_rate; remove decay_type.*; remove num_layers',
+        ),
         ({'layer_decay_rate': 0}, r'layer_decay_rate must lie in \(0, 1\], got 0'),
         ({'custom_keys': {'head': {'lr': 1}}}, r"custom_keys\['head'\]"),
     ],

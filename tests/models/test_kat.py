@@ -191,6 +191,21 @@ def test_pyramid_levels_and_out_indices():
         assert torch.equal(y, z)
 
 
+def test_pyramid_strides_may_repeat():
+    model = small(pyramid=(8, 16, 24, 32), pyramid_strides=(4, 8, 8, 8)).eval()
+    maps = model(torch.randn(1, 3, 61, 96))
+    assert [tuple(y.shape) for y in maps] == [
+        (1, 8, 16, 24),
+        (1, 16, 8, 12),
+        (1, 24, 8, 12),
+        (1, 32, 8, 12),
+    ]
+    default = small(pyramid=(8, 16, 24, 32))
+    assert list(default.pyramid.levels) == ['stride4', 'stride8', 'stride16', 'stride32']
+    two = small(pyramid=(16, 32), pyramid_strides=(8, 32), out_indices=(-1,)).eval()
+    assert [tuple(y.shape) for y in two(torch.randn(1, 3, 64, 96))] == [(1, 32, 2, 3)]
+
+
 @settings(max_examples=10, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), patch_size=st.sampled_from([8, 16]))
 def test_pyramid_levels_have_the_sizes_that_heads_expect(height, width, patch_size):
@@ -296,6 +311,38 @@ def test_pretrained_weights_load_through_init_cfg(tmp_path):
         wrong.init_weights()
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    texts = []
+    monkeypatch.setattr('kat_mm.models.arguments.print_log', lambda text, *_: texts.append(text))
+    return texts
+
+
+@pytest.mark.parametrize(
+    'name', ['open-mmlab://resnet50_v1c', 'torchvision://resnet50', 'mmcls://mobilenet_v2']
+)
+def test_pretrained_weights_of_other_backbones_are_ignored_with_a_warning(name, warnings):
+    assert small(pretrained=name).init_cfg is None
+    assert len(warnings) == 1
+    assert name in warnings[0]
+    assert "backbone.init_cfg=dict(type='Pretrained'" in warnings[0]
+    init_cfg = {'type': 'Pretrained', 'checkpoint': 'kat.pth'}
+    assert small(pretrained=name, init_cfg=init_cfg).init_cfg == init_cfg
+
+
+def test_pretrained_weights_of_kat_load(tmp_path, warnings):
+    source = randomise(small())
+    path = str(tmp_path / 'kat.pth')
+    torch.save(source.state_dict(), path)
+    model = small(pretrained=path)
+    model.init_weights()
+    assert torch.equal(model.pos_embed, source.pos_embed)
+    assert not warnings
+    small(pretrained=None)
+    with pytest.raises(ValueError, match=rf"both pretrained='{path}' and init_cfg="):
+        small(pretrained=path, init_cfg={'type': 'Pretrained', 'checkpoint': path})
+
+
 def test_position_embeddings_of_another_grid_are_resized_on_loading():
     source, model = randomise(small()).eval(), small(img_size=(96, 80)).eval()
     assert model.load_state_dict(source.state_dict()) is not None
@@ -382,7 +429,11 @@ def test_layer_depths():
         ({'frozen_stages': 5}, 'frozen_stages=5 is out of range'),
         ({'drop_path_rate': 1.0}, 'drop path'),
         ({'img_size': 0}, 'img_size'),
-        ({'pyramid': (8, 8, 8)}, 'four levels.*got 3'),
+        ({'pyramid': (8, 8, 8)}, r'pyramid=\(8, 8, 8\) has 3 levels.*\(4, 8, 16, 32\) has 4'),
+        ({'pyramid': (), 'pyramid_strides': ()}, r'pyramid=\(\) has 0 levels'),
+        ({'pyramid_strides': (8, 16)}, r'pyramid_strides=\(8, 16\) needs pyramid'),
+        ({'pyramid': (8, 8), 'pyramid_strides': (8, 12)}, 'stride 12 from a map of stride 16'),
+        ({'pyramid': (8,), 'pyramid_strides': (0,)}, 'stride 0 from a map of stride 16'),
         ({'pyramid': (8, 8, 8, 8), 'out_indices': (4,)}, 'pyramid levels'),
         ({'pyramid': (8, 8, 8, 8), 'patch_size': 14}, 'stride 4 from a map of stride 14'),
     ],
