@@ -133,7 +133,7 @@ class KAT(BaseModule):
     ):
         init_cfg = pretrained_init(pretrained, init_cfg)
         super().__init__(init_cfg)
-        sizes = _arch(arch)
+        sizes = arch_sizes(arch)
         dims, depth = sizes['embed_dims'], sizes['num_layers']
         self.embed_dims, self.num_layers = dims, depth
         self.in_channels = in_channels
@@ -312,7 +312,7 @@ class KAT(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _arch(arch: str | dict) -> dict[str, int]:
+def arch_sizes(arch: str | dict) -> dict[str, int]:
     """Returns the sizes of an arch, all four of them."""
     required = ('embed_dims', 'num_layers', 'num_heads')
     if isinstance(arch, str):

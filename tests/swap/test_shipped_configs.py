@@ -1,0 +1,50 @@
+"""The configs of mmdet and mmsegmentation train and predict with KAT.
+
+A few of them by default; all with ALL_CONFIGS=1 in the environment, in some minutes.
+"""
+
+import os
+
+import pytest
+import steps
+import torch
+from mmengine.registry import DefaultScope
+from shipped import REPRESENTATIVE, SHIPPED
+
+from kat_mm.models import KAT
+from kat_mm.swap import read_config, swap_backbone, write_config
+
+pytestmark = pytest.mark.slow
+NAMES = SHIPPED if os.environ.get('ALL_CONFIGS') else REPRESENTATIVE
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_trains_and_predicts(name, tmp_path):
+    config, base = read_config(SHIPPED[name])
+    swap_backbone(config, steps.ARCH)
+    write_config(config, base, tmp_path / 'config.py')
+    assert f'\n_base_ = {base!r}\n' in '\n' + (tmp_path / 'config.py').read_text()
+
+    steps.shrink(config)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = steps.build(config)
+        backbone = model.backbone
+        assert isinstance(backbone, KAT)
+        before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+        loss = steps.train(model, config)
+        assert loss.isfinite()
+        moved = {
+            name for name, p in backbone.named_parameters() if not torch.equal(p, before[name])
+        }
+        assert {f'blocks.{i}.mlp.fc1.weight' for i in range(4)} < moved
+        samples = steps.predict(model, config)
+    assert len(samples) == 2
+    for sample in samples:
+        if 'seg_logits' in sample:
+            assert sample.pred_sem_seg.data.shape == (1, *steps.SIZE)
+            assert sample.seg_logits.data.isfinite().all()
+        elif 'pred_panoptic_seg' in sample:
+            assert sample.pred_panoptic_seg.sem_seg.shape == (1, *steps.SIZE)
+        else:
+            assert len(sample.pred_instances)
+            assert sample.pred_instances.bboxes.isfinite().all()
