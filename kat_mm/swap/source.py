@@ -148,7 +148,7 @@ def _find(name: str) -> str:
 def _hint(name: str, known: Iterable[str]) -> str:
     def short(name_or_path: str) -> str:
         stem = name_or_path.removesuffix('.py')
-        return stem if '::' in name else stem.rpartition('/')[2]
+        return stem.partition('::')[2] if '::' in name else stem.rpartition('/')[2]
 
     by_short = {short(key): key for key in known if '_base_/' not in key}
     close = [by_short[key] for key in difflib.get_close_matches(short(name), by_short, 3, 0.5)]
