@@ -3,6 +3,9 @@
 Since torch 2.6, `torch.load` rebuilds only objects of allowed types. mmengine's checkpoints hold
 a few more: its HistoryBuffers (numpy arrays with their statistics) in the message hub, numpy
 numbers among the metrics, and pieces of the config in the data set's meta information.
+
+The maintained fork, onedl-mmengine, reads them as well, by a function of its own; but what that one
+cannot read safely, it reads with code and all. So torch.load takes its place.
 """
 
 import torch
@@ -22,6 +25,10 @@ def allow_mmengine_checkpoints() -> None:
         if error.name == 'mmengine':
             return
         raise
+    from mmengine.runner import checkpoint
+
     from .checkpoint_types import SAFE_GLOBALS
 
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = torch.load

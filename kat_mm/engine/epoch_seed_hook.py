@@ -34,7 +34,8 @@ class EpochSeedHook(Hook):
             seed = _seed_all(runner.seed, loop.epoch, runner.rank)
             _restart_workers(loop.dataloader, seed)
         elif isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator = _seeded(loop.dataloader_iterator, runner.seed, runner.rank)
+            batches = loop.dataloader_iterator
+            loop.dataloader_iterator = _SeededBatches(batches, runner.seed, runner.rank)
 
 
 def _seed_all(seed: int, epoch: int, rank: int) -> int:
@@ -55,9 +56,22 @@ def _restart_workers(loader: DataLoader, seed: int) -> None:
         loader.worker_init_fn = partial(init, seed=seed % 2**31)
 
 
-def _seeded(batches: Iterator, seed: int, rank: int) -> Iterator:
-    iteration = 0
-    while True:
-        _seed_all(seed, iteration, rank)
-        yield next(batches)
-        iteration += 1
+class _SeededBatches:
+    """An iterator that seeds all generators from the number of a batch before it is loaded."""
+
+    def __init__(self, batches: Iterator, seed: int, rank: int):
+        self.batches, self.seed, self.rank = batches, seed, rank
+        self.iteration = 0
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self):
+        _seed_all(self.seed, self.iteration, self.rank)
+        self.iteration += 1
+        return next(self.batches)
+
+    def skip_iter(self, steps: int) -> None:
+        """Loads batches for nothing, as the fork of mmengine need not, for the workers' sake."""
+        for _ in range(steps):
+            next(self)
