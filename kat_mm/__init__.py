@@ -1,17 +1,18 @@
 """Kolmogorov-Arnold Transformer backbones for dense prediction on OpenMMLab.
 
-With torch alone, `kat_mm.rational` is there: the op and its layer. Where mmengine is installed,
-the import also registers the backbone KAT and its parts in mmengine's root registries, and lets
-today's torch run the OpenMMLab releases (`kat_mm.compat`); so `custom_imports=dict(
-imports=['kat_mm'])` is all that a config needs.
+With torch alone, `kat_mm.rational` is there, the op and its layer, and `to_kat`, which puts them
+into trained transformers. Where mmengine is installed, the import also registers the backbone KAT
+and its parts in mmengine's root registries, and lets today's torch run the OpenMMLab releases
+(`kat_mm.compat`); so `custom_imports=dict(imports=['kat_mm'])` is all that a config needs.
 """
 
 from importlib.util import find_spec
 
 from . import rational
+from .conversion import to_kat
 
 __version__ = '0.1.0'
-__all__ = ['rational']
+__all__ = ['rational', 'to_kat']
 
 if find_spec('mmengine'):
     from . import compat

@@ -18,6 +18,8 @@ import kat_mm
 seconds = time.perf_counter() - start
 from kat_mm.rational import GroupRational
 assert GroupRational()(torch.randn(2, 16)).shape == (2, 16)
+mlp = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))
+assert len(kat_mm.to_kat(mlp).converted) == 1
 others = {'mmengine', 'mmcv', 'numpy', 'torchvision', 'timm'} & set(sys.modules)
 print(seconds, *others)
 """
