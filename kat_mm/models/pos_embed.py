@@ -29,8 +29,10 @@ def resize_pos_embed(
     # While exporting with a dynamic size, asking whether it is the old one would rule that out.
     if not isinstance(new[0] + new[1], torch.SymInt) and old == new:
         return pos_embed
-    # Half precision is too coarse for positions, so autocast must leave the products alone.
-    with torch.autocast(pos_embed.device.type, enabled=False):
+    # Half precision is too coarse for positions, so autocast must leave the products alone. It
+    # does not know the meta device, where nothing is cast.
+    device = 'cpu' if pos_embed.is_meta else pos_embed.device.type
+    with torch.autocast(device, enabled=False):
         prefix, x = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
         x = x.unflatten(1, old).float()
         rows = resize_matrix(old[0], new[0], x.device)

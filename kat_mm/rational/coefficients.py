@@ -89,8 +89,9 @@ def initial_coefficients(
     m, n = order
     padded = []
     for values, length in ((numerator, m + 1), (denominator, n)):
-        row = torch.zeros(max(length, len(values)), dtype=torch.float64)
-        row[: len(values)] = torch.tensor(list(values), dtype=torch.float64)
+        # On the CPU, whatever the default device is: a model can be built on the meta device.
+        row = torch.zeros(max(length, len(values)), dtype=torch.float64, device='cpu')
+        row[: len(values)] = torch.tensor(list(values), dtype=torch.float64, device='cpu')
         if row[length:].any():
             raise ValueError(
                 f'{name} has {len(numerator)} numerator and {len(denominator)} denominator '
@@ -121,7 +122,7 @@ def variance_gain(numerator: torch.Tensor, denominator: torch.Tensor) -> float:
     variance gain / fan_in (KAT, arXiv 2409.10594, section 4). The expectation is a sum over an
     even grid, which converges fast as the density and all its derivatives vanish at the ends.
     """
-    z = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
+    z = torch.linspace(-12, 12, 24_001, dtype=torch.float64, device='cpu')
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     f = evaluate(z, numerator.double(), denominator.double())
     return 1.0 / (f * f * density).sum().mul(24 / 24_000).item()

@@ -476,6 +476,18 @@ def test_bf16_autocast_is_close_to_fp32(ffn):
         assert (y.float() - z).abs().mean() < 0.05 * z.abs().mean()
 
 
+@pytest.mark.parametrize('kwargs', [{}, {'window_size': 3, 'rel_pos': True}])
+def test_runs_on_the_meta_device(kwargs):
+    with torch.device('meta'):
+        maps = small(pyramid=(8, 8, 8, 8), **kwargs)(torch.empty(1, 3, 72, 100))
+    assert [tuple(y.shape) for y in maps] == [
+        (1, 8, 18, 25),
+        (1, 8, 9, 13),
+        (1, 8, 5, 7),
+        (1, 8, 3, 4),
+    ]
+
+
 KINDS = [
     {},
     {'window_size': 3, 'global_blocks': (1,), 'rel_pos': True, 'pyramid': (8, 8, 8, 8)},

@@ -15,7 +15,8 @@ def kernel(function):
 
     @functools.wraps(function)
     def wrapped(tensor: Tensor, *args, **kwargs):
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        device = 'cpu' if tensor.is_meta else tensor.device.type  # autocast knows no meta device
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return function(tensor, *args, **kwargs)
 
     return wrapped
