@@ -9,6 +9,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..checks import number
 from ..errors import ConfigError
 from ..models.kat import KAT
 from ..rational.layer import GroupRational
@@ -85,13 +86,20 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         # Not empty, or else the base class would build a single group.
         rate = options.setdefault('layer_decay_rate', 1.0)
-        if not 0 < rate <= 1:
+        if not 0 < number('layer_decay_rate', rate) <= 1:
             raise ConfigError(f'layer_decay_rate must lie in (0, 1], got {rate}')
-        for key, config in options.get('custom_keys', {}).items():
-            if set(config) - {'lr_mult', 'decay_mult'}:
+        for name in ('norm_decay_mult', 'bias_decay_mult', 'bias_lr_mult'):
+            number(name, options.get(name, 0))
+        custom = options.get('custom_keys', {})
+        if not isinstance(custom, dict):
+            raise ConfigError(f'custom_keys={custom!r} must be a dict of parts of names')
+        for key, config in custom.items():
+            if not isinstance(config, dict) or set(config) - {'lr_mult', 'decay_mult'}:
                 raise ConfigError(
-                    f'custom_keys[{key!r}] may have lr_mult and decay_mult, got {dict(config)}'
+                    f'custom_keys[{key!r}]={config!r} must be a dict, of lr_mult and decay_mult'
                 )
+            for name, value in config.items():
+                number(f'custom_keys[{key!r}].{name}', value)
         super().__init__(optim_wrapper_cfg, options)
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:

@@ -1,10 +1,11 @@
 """Checks arguments of the backbone and brings them into one form."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mmengine.logging import print_log
 
+from ..checks import is_whole, whole, wholes
 from ..errors import ConfigError
 
 # Weights of other backbones, by the names that configs of OpenMMLab call them: KAT's are in none.
@@ -22,12 +23,38 @@ MODEL_ZOOS = (
 
 def patch_grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     """Returns how many patches an image has along each side."""
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if min(height, width, patch_size) < 1:
+    whole('patch_size', patch_size)
+    sides = wholes('img_size', img_size if isinstance(img_size, Iterable) else (img_size,) * 2)
+    if len(sides) != 2:
+        raise ConfigError(f'img_size={img_size} must be one number of pixels or (height, width)')
+    if min(sides) < patch_size:
         raise ConfigError(
-            f'img_size and patch_size must be positive, got {img_size} and {patch_size}'
+            f'img_size={img_size} is smaller than a patch, patch_size={patch_size}: choose '
+            'a larger img_size or a smaller patch_size'
         )
-    return -(-height // patch_size), -(-width // patch_size)
+    return -(-sides[0] // patch_size), -(-sides[1] // patch_size)
+
+
+def check_image_size(height: int, width: int, patch_size: int, window_size: int) -> None:
+    """Checks that images of a size in pixels have a patch, and a map that is not below the windows.
+
+    Where it is smaller than a window in one direction alone, windows still cut the other one.
+
+    Raises:
+        ConfigError: for images that are smaller.
+    """
+    if height < patch_size or width < patch_size:
+        raise ConfigError(
+            f'images of {height} x {width} pixels are smaller than a patch, '
+            f'patch_size={patch_size}: enlarge them or choose a smaller patch_size'
+        )
+    h, w = -(-height // patch_size), -(-width // patch_size)
+    if h < window_size and w < window_size:
+        raise ConfigError(
+            f'window_size={window_size} is larger than the map of images of {height} x {width} '
+            f'pixels, which has {h} x {w} patches: choose a smaller window, or 0 for global '
+            'attention'
+        )
 
 
 def sorted_indices(
@@ -36,9 +63,10 @@ def sorted_indices(
     """Returns indices in ascending order, with negative ones counted from the end."""
     if indices is None:
         indices = default
-    indices = (indices,) if isinstance(indices, int) else tuple(indices)
-    positive = tuple(sorted(i + count if i < 0 else i for i in indices))
-    if any(not 0 <= i < count for i in positive) or len(set(positive)) < len(positive):
+    indices = tuple(indices) if isinstance(indices, Iterable) else (indices,)
+    known = all(is_whole(i) and -count <= i < count for i in indices)
+    positive = tuple(sorted(i % count for i in indices)) if known else ()
+    if not known or len(set(positive)) < len(positive):
         raise ConfigError(
             f'{name}={indices} must be different indices of the {count} {of}: 0 to {count - 1}, '
             f'or -{count} to -1'
@@ -52,12 +80,13 @@ def check_pyramid(
     channels: Sequence[int] | None, strides: Sequence[int], default: Sequence[int]
 ) -> None:
     """Checks that each level of the pyramid has both channels and a stride."""
+    wholes('pyramid_strides', strides)
     if channels is None:
         if tuple(strides) != tuple(default):
             raise ConfigError(
                 f'pyramid_strides={strides} needs pyramid, the channels of these levels'
             )
-    elif not 0 < len(channels) == len(strides):
+    elif not 0 < len(wholes('pyramid', channels)) == len(strides):
         raise ConfigError(
             f'pyramid={channels} has {len(channels)} levels and pyramid_strides={strides} has '
             f'{len(strides)}: give each level its channels and its stride in pixels'
@@ -66,7 +95,7 @@ def check_pyramid(
 
 def choose(name: str, value: str, known: dict):
     """Returns the entry of `known` that a config names."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ConfigError(f'unknown {name} {value!r}; known: {", ".join(known)}')
     return known[value]
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import whole
+from ..errors import ConfigError
 from .mimetic import mimetic_init_
 from .relative_position import relative_position_bias
 
@@ -27,6 +29,9 @@ class Attention(nn.Module):
         drop: dropout probability of the output.
         mimetic: initialises by `mimetic_init_`; otherwise weights are drawn from a normal
             distribution of standard deviation 0.02, as ViTs do.
+
+    Raises:
+        ConfigError: for a num_heads that does not divide embed_dims.
     """
 
     def __init__(
@@ -40,8 +45,10 @@ class Attention(nn.Module):
         mimetic: bool = True,
     ):
         super().__init__()
-        if embed_dims % num_heads:
-            raise ValueError(f'num_heads={num_heads} does not divide embed_dims={embed_dims}')
+        if embed_dims % whole('num_heads', num_heads):
+            raise ConfigError(
+                f'num_heads={num_heads} does not divide embed_dims={embed_dims}; choose a divisor'
+            )
         self.num_heads = num_heads
         self.window_size = window_size
         self.mimetic = mimetic

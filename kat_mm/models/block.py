@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 
 class Block(nn.Module):
     """Computes x + attn(norm1(x)), then x + mlp(norm2(x)) (KAT, arXiv 2409.10594, section 4).
@@ -67,7 +69,7 @@ class DropPath(nn.Module):
     def __init__(self, prob: float = 0.0):
         super().__init__()
         if not 0 <= prob < 1:
-            raise ValueError(f'drop path probability must lie in [0, 1), got {prob}')
+            raise ConfigError(f'drop path probability must lie in [0, 1), got {prob}')
         self.prob = prob
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..checks import probability, whole
+from ..errors import ConfigError
 from ..rational.coefficients import Init, initial_coefficients, variance_gain
 from ..rational.layer import GroupRational
 from ..rational.layer_norm import layer_norm_rational
@@ -33,8 +35,8 @@ class GRKAN(nn.Module):
         act_cfg: ignored, since the activations are rational; mm's configs pass it.
 
     Raises:
-        ValueError: for channels that num_groups does not divide, an act_init that is not a pair
-            of known functions, or num_fcs other than 2.
+        ConfigError: for channels that num_groups does not divide, an act_init that is not a pair
+            of known functions, numbers out of range, or num_fcs other than 2.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class GRKAN(nn.Module):
     ):
         super().__init__()
         if feedforward_channels is None:
-            feedforward_channels = 4 * embed_dims
+            feedforward_channels = 4 * whole('embed_dims', embed_dims)
+        probability('ffn_drop', ffn_drop)
         if num_fcs != 2:
-            raise ValueError(f'GRKAN has two linear layers, got num_fcs={num_fcs}; remove num_fcs')
-        if isinstance(act_init, str) or len(act_init) != 2:
-            raise ValueError(
+            raise ConfigError(f'GRKAN has two linear layers, got num_fcs={num_fcs}; remove num_fcs')
+        is_list = isinstance(act_init, Sequence) and not isinstance(act_init, str)
+        if not is_list or len(act_init) != 2:
+            raise ConfigError(
                 'act_init must be a pair, what act1 and act2 start as, such as '
                 f"('identity', 'swish'); got {act_init!r}"
             )
@@ -63,8 +67,8 @@ class GRKAN(nn.Module):
             ('embed_dims', embed_dims),
             ('feedforward_channels', feedforward_channels),
         ):
-            if num_groups < 1 or channels % num_groups:
-                raise ValueError(
+            if whole(name, channels) % whole('num_groups', num_groups):
+                raise ConfigError(
                     f'num_groups={num_groups} does not divide {name}={channels}; '
                     'choose a divisor of both embed_dims and feedforward_channels'
                 )

@@ -11,9 +11,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import number, probability, whole
 from ..errors import ConfigError
 from ..rational.coefficients import Init
 from .arguments import (
+    check_image_size,
     check_pyramid,
     choose,
     loads_pretrained,
@@ -97,9 +99,9 @@ class KAT(BaseModule):
     Raises:
         ValueError: for an unknown arch, ffn or attention, indices out of range, pyramid_strides
             that do not fit pyramid or that the patch size cannot reach, channels that heads or
-            groups do not divide, both pretrained and init_cfg; in forward for images that are
-            empty or not [B, in_channels, H, W]; on loading for position embeddings of other
-            channels.
+            groups do not divide, numbers of the wrong kind or out of range, both pretrained and
+            init_cfg; in forward for images that are empty, not [B, in_channels, H, W], or smaller
+            than a patch or than windows are; on loading for position embeddings of other channels.
     """
 
     def __init__(
@@ -136,25 +138,22 @@ class KAT(BaseModule):
         sizes = arch_sizes(arch)
         dims, depth = sizes['embed_dims'], sizes['num_layers']
         self.embed_dims, self.num_layers = dims, depth
-        self.in_channels = in_channels
+        self.in_channels = whole('in_channels', in_channels)
         self.patch_size = patch_size
         self.grid = patch_grid(img_size, patch_size)
         self.with_cp = with_cp
-        self.frozen_stages = frozen_stages
+        self.frozen_stages = whole('frozen_stages', frozen_stages, -1, depth)
         self.num_prefix = int(cls_token and not window_size)
-        if not -1 <= frozen_stages <= depth:
-            raise ConfigError(
-                f'frozen_stages={frozen_stages} is out of range: -1 to {depth}, the number of '
-                'blocks'
-            )
         check_pyramid(pyramid, pyramid_strides, PYRAMID_STRIDES)
-        if window_size < 0:
-            raise ConfigError(
-                f'window_size must be 0 (global attention) or more, got {window_size}'
-            )
+        whole('window_size', window_size, 0)
+        probability('drop_rate', drop_rate)
+        probability('drop_path_rate', drop_path_rate)
+        if layer_scale is not None:
+            number('layer_scale', layer_scale)
         if global_blocks is None:
             global_blocks = {-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
         global_blocks = sorted_indices('global_blocks', global_blocks, depth, 'blocks')
+        self.window_size = window_size if len(global_blocks) < depth else 0
 
         self.patch_embed = PatchEmbed(in_channels, dims, patch_size)
         if self.num_prefix:
@@ -288,6 +287,7 @@ class KAT(BaseModule):
             )
         if 0 in shape:
             raise ValueError(f'KAT: images are empty, got {shape}')
+        check_image_size(*shape[2:], self.patch_size, self.window_size)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Fits the class token and position embeddings of a checkpoint to this model first."""
@@ -315,8 +315,8 @@ class KAT(BaseModule):
 def arch_sizes(arch: str | dict) -> dict[str, int]:
     """Returns the sizes of an arch, all four of them."""
     required = ('embed_dims', 'num_layers', 'num_heads')
-    if isinstance(arch, str):
-        if arch not in ARCHS:
+    if not isinstance(arch, dict):
+        if not isinstance(arch, str) or arch not in ARCHS:
             raise ConfigError(
                 f'unknown arch {arch!r}; known: {", ".join(ARCHS)}, or a dict of '
                 f'{", ".join(required)}'
@@ -329,4 +329,5 @@ def arch_sizes(arch: str | dict) -> dict[str, int]:
             f'arch {dict(arch)} must have {", ".join(required)} and may have '
             f'feedforward_channels; missing: {missing}, unknown: {sorted(unknown)}'
         )
-    return {'feedforward_channels': 4 * arch['embed_dims'], **arch}
+    sizes = {key: whole(f'arch.{key}', value) for key, value in arch.items()}
+    return {'feedforward_channels': 4 * sizes['embed_dims'], **sizes}

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
+
 
 def resize_pos_embed(
     pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int
@@ -75,7 +77,7 @@ def adapt_pos_embed(
         [1, num_prefix + h * w, C]. The row of the class token is zero where pos_embed has none.
 
     Raises:
-        ValueError: if the rows do not make a grid.
+        ConfigError: if the rows do not make a grid.
     """
     rows = pos_embed.shape[1]
     # Some models add no position to the class token: the rows are then those of the grid alone.
@@ -93,7 +95,7 @@ def adapt_pos_embed(
             cls_row = torch.zeros_like(pos_embed[:, :1])
         patches = resize_pos_embed(patches, old, grid, 0)
         return torch.cat([cls_row[:, :num_prefix], patches], 1)
-    raise ValueError(
+    raise ConfigError(
         f'pos_embed {tuple(pos_embed.shape)} holds {rows} positions, neither of a square grid nor '
         f'of the {grid[0]} x {grid[1]} grid of this model; set img_size to that of the checkpoint'
     )

@@ -1,11 +1,12 @@
 """The simple feature pyramid: maps of several strides from the one map of a plain backbone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
 
+from ..checks import whole, wholes
 from ..errors import ConfigError
 
 
@@ -34,8 +35,8 @@ class SimplePyramid(nn.Module):
         [B, out_channels, ceil(H / stride), ceil(W / stride)].
 
     Raises:
-        ValueError: for a stride that cannot be reached, numbers of channels that do not fit the
-            strides, or num_outs below their number.
+        ConfigError: for a stride that cannot be reached, numbers of channels that do not fit the
+            strides, num_outs below their number, or a norm_cfg without a type.
     """
 
     def __init__(
@@ -48,16 +49,19 @@ class SimplePyramid(nn.Module):
         norm_cfg: dict | None = {'type': 'LN2d'},  # noqa: B006, never written to
     ):
         super().__init__()
-        strides = tuple(strides)
-        channels = (
-            (out_channels,) * len(strides) if isinstance(out_channels, int) else tuple(out_channels)
+        strides = wholes('strides', strides)
+        is_one = not isinstance(out_channels, Iterable)
+        channels = wholes(
+            'out_channels', (out_channels,) * len(strides) if is_one else out_channels
         )
+        whole('in_channels', in_channels)
+        whole('in_stride', in_stride)
         if len(channels) != len(strides):
             raise ConfigError(
                 f'out_channels {channels} must be one number or one for each of the strides '
                 f'{strides}'
             )
-        num_outs = len(strides) if num_outs is None else num_outs
+        num_outs = len(strides) if num_outs is None else whole('num_outs', num_outs)
         if num_outs < len(strides):
             raise ConfigError(
                 f'num_outs={num_outs} is less than the number of strides {strides}; '
@@ -118,7 +122,7 @@ class LayerNorm2d(nn.LayerNorm):
 def _level(
     in_channels: int, out_channels: int, in_stride: int, stride: int, norm_cfg: dict | None
 ) -> nn.Sequential:
-    fine, coarse = max(in_stride // max(stride, 1), 1), max(stride // in_stride, 1)
+    fine, coarse = max(in_stride // stride, 1), max(stride // in_stride, 1)
     if fine * stride != coarse * in_stride or (fine * coarse) & (fine * coarse - 1):
         raise ConfigError(
             f'no pyramid level at stride {stride} from a map of stride {in_stride}: their ratio '
@@ -154,6 +158,8 @@ def _level(
 def _norm(norm_cfg: dict | None, channels: int) -> list[nn.Module]:
     if norm_cfg is None:
         return []
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise ConfigError(f"norm_cfg={norm_cfg!r} must be a dict with a type, such as 'LN2d'")
     if norm_cfg['type'] == 'LN2d':
         options = {'eps': 1e-6, **norm_cfg}
         options.pop('type')

@@ -1,9 +1,11 @@
 """Initial coefficients of the rational function, and the variance gain that follows from them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import torch
+
+from ..errors import ConfigError
 
 # Minimax fits on [-3, 3] of P/Q, P of degree 5 and Q = 1 + sum |b_j| |x|^j of degree 4, with
 # every b_j >= 0: (numerator a0..a5, denominator b1..b4). The largest error on [-3, 3] stands
@@ -78,11 +80,17 @@ def initial_coefficients(
             (1, 1); higher coefficients are zero.
 
     Raises:
-        ValueError: for an unknown name or coefficients that do not fit `order`.
+        ConfigError: for an unknown name or coefficients that do not fit `order`.
     """
+    is_pair = isinstance(init, Sequence) and len(init) == 2 and all(map(_has_length, init))
+    if not isinstance(init, str) and not is_pair:
+        raise ConfigError(
+            f'init={init!r} must be the name of a function or a pair, the coefficients of '
+            'numerator and denominator'
+        )
     if isinstance(init, str):
         if init not in FITS:
-            raise ValueError(f'unknown rational init {init!r}; known: {", ".join(sorted(FITS))}')
+            raise ConfigError(f'unknown rational init {init!r}; known: {", ".join(sorted(FITS))}')
         name, (numerator, denominator) = f'init {init!r}', FITS[init]
     else:
         name, (numerator, denominator) = 'init', init
@@ -93,13 +101,17 @@ def initial_coefficients(
         row = torch.zeros(max(length, len(values)), dtype=torch.float64, device='cpu')
         row[: len(values)] = torch.tensor(list(values), dtype=torch.float64, device='cpu')
         if row[length:].any():
-            raise ValueError(
+            raise ConfigError(
                 f'{name} has {len(numerator)} numerator and {len(denominator)} denominator '
                 f'coefficients; order={tuple(order)} holds {m + 1} and {n}. Choose a higher order '
                 'or pass coefficients of this order as init=(numerator, denominator)'
             )
         padded.append(row[:length])
     return padded[0], padded[1]
+
+
+def _has_length(value: object) -> bool:
+    return isinstance(value, Sized) and not isinstance(value, str)
 
 
 def evaluate(x: torch.Tensor, numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import whole, wholes
+from ..errors import ConfigError
 from .coefficients import Init, initial_coefficients
 from .op import rational
 
@@ -36,8 +38,9 @@ class GroupRational(nn.Module):
         inplace: ignored; mm's layers pass it.
 
     Raises:
-        ValueError: for an unknown init or one that does not fit the order, and in forward for
-            channels that num_groups does not divide.
+        ConfigError: for an unknown init or one that does not fit the order, and for numbers out
+            of range.
+        ValueError: in forward for channels that num_groups does not divide.
     """
 
     def __init__(
@@ -50,10 +53,9 @@ class GroupRational(nn.Module):
         inplace: bool = False,
     ):
         super().__init__()
-        if num_groups < 1:
-            raise ValueError(f'num_groups must be at least 1, got {num_groups}')
-        if not all(1 <= degree <= 8 for degree in order):
-            raise ValueError(f'order (m, n) must lie between 1 and 8, got {tuple(order)}')
+        whole('num_groups', num_groups)
+        if len(wholes('order', order)) != 2 or max(order) > 8:
+            raise ConfigError(f'order={tuple(order)} must be two degrees (m, n) between 1 and 8')
         self.num_groups = num_groups
         self.init = init
         self.order = tuple(order)

@@ -242,8 +242,8 @@ def test_copies_are_independent():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(num_groups=0), 'at least 1, got 0'),
-        (dict(order=(9, 4)), r'got \(9, 4\)'),
+        (dict(num_groups=0), 'num_groups=0 must be a whole number from 1 on'),
+        (dict(order=(9, 4)), r'order=\(9, 4\) must be two degrees'),
         (dict(order=(3, 2)), r'order=\(3, 2\) holds 4 and 2'),
     ],
 )

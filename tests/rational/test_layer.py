@@ -133,8 +133,8 @@ def test_coefficients_may_be_given():
     [
         (dict(init='swich'), "unknown rational init 'swich'; known: elu, gelu"),
         (dict(init='swish', order=(3, 2)), r'order=\(3, 2\) holds 4 and 2'),
-        (dict(order=(9, 4)), r'between 1 and 8, got \(9, 4\)'),
-        (dict(num_groups=0), 'at least 1, got 0'),
+        (dict(order=(9, 4)), r'order=\(9, 4\) must be two degrees'),
+        (dict(num_groups=0), 'num_groups=0 must be a whole number from 1 on'),
     ],
 )
 def test_errors(arguments, message):

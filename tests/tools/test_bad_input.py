@@ -100,12 +100,31 @@ def test_unknown_arch(run_tool, flat_config, tmp_path):
     ('option', 'part'),
     [
         ('model.backbone.ffn=kan', "unknown ffn 'kan'; known: gr_kan, mlp"),
-        ('model.backbone.frozen_stages=9', 'frozen_stages=9 is out of range'),
+        ('model.backbone.frozen_stages=9', 'frozen_stages=9 must be a whole number from -1 to 2'),
         ('model.backbone.out_indices=9', 'must be different indices of the 2 blocks'),
+        ('model.backbone.num_groups=5', 'num_groups=5 does not divide embed_dims=32; choose'),
+        ('model.backbone.arch.num_heads=3', 'num_heads=3 does not divide embed_dims=32; choose'),
+        ('model.backbone.act_init=swish', 'act_init must be a pair, what act1 and act2 start as'),
+        ('model.backbone.img_size=4', 'img_size=4 is smaller than a patch, patch_size=8'),
+        ('model.neck.out_channels=0', 'out_channels[0]=0 must be a whole number from 1 on'),
+        ('model.neck.strides=(4,8,12)', 'no pyramid level at stride 12 from a map of stride 8'),
+        ('optim_wrapper.paramwise_cfg.layer_decay_rate=2', 'layer_decay_rate must lie in (0, 1]'),
     ],
 )
-def test_other_mistakes_in_the_backbone(run_tool, flat_config, tmp_path, option, part):
-    assert part in run_tool(tmp_path, 'train.py', flat_config, '--cfg-options', option).error()
+def test_other_mistakes_in_the_model(run_tool, flat_config, tmp_path, option, part):
+    run = run_tool(tmp_path, 'train.py', flat_config, '--cfg-options', option)
+    assert run.error().startswith(part) or f' {part}' in run.error()
+
+
+def test_images_that_the_backbone_cannot_take(run_tool, segmentation_config, tmp_path):
+    """The size of mmseg's crops is known before training starts."""
+    options = ('--cfg-options', 'model.data_preprocessor.size=(8,128)')
+    run = run_tool(tmp_path, 'train.py', segmentation_config, *options)
+    assert run.error() == (
+        'images of 8 x 128 pixels are smaller than a patch, patch_size=16: enlarge them or choose '
+        'a smaller patch_size'
+    )
+    assert 'Iter(train)' not in run.stdout + run.stderr
 
 
 def test_auto_scale_lr_without_a_base(run_tool, flat_config, tmp_path):

@@ -58,7 +58,7 @@ def test_a_difference_to_the_published_figures_is_explained(run_tool, tmp_path, 
 def test_published_figures_are_of_a_config_as_it_is(run_tool, tmp_path):
     path = ROOT / 'configs' / CONFIGS[0]
     for options in (
-        ['--size', '64', '96'],
+        ['--size', '800', '1280'],
         ['--cfg-options', 'model.backbone.frozen_stages=1'],
     ):
         run = run_tool(tmp_path, 'get_flops.py', path, *options)
@@ -86,6 +86,13 @@ def test_the_size_is_that_of_the_test_pipeline(run_tool, segmentation_config, tm
     options = ['--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(96,64)']
     run = run_tool(tmp_path, 'get_flops.py', segmentation_config, *options).ended_well()
     assert run.stdout.splitlines()[0] == f'{segmentation_config}, 64 x 96'
+
+
+def test_an_image_smaller_than_a_patch(run_tool, segmentation_config, tmp_path):
+    run = run_tool(tmp_path, 'get_flops.py', segmentation_config, '--size', '64', '7')
+    assert run.error().startswith('images of 64 x 7 pixels are smaller than a patch')
+    message = run_tool(tmp_path, 'get_flops.py', 'tiny', '--size', '64', '7').error()
+    assert message.startswith('img_size=(64, 7) is smaller than a patch')
 
 
 def test_a_config_without_a_model(run_tool, tmp_path):
