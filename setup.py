@@ -119,7 +119,7 @@ setup(
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'kat_mm/__init__.py').read_text())[1],
     description='Kolmogorov-Arnold Transformer backbones for mmdetection and mmsegmentation',
     license='Apache-2.0',
-    python_requires='>=3.10',
+    python_requires='>=3.10, <3.14',  # as OpenMMLab's releases run on
     packages=find_packages(include=['kat_mm', 'kat_mm.*']),
     install_requires=['torch'],
     ext_modules=extensions(),
