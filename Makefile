@@ -2,6 +2,7 @@
 # Each sets up the virtual environment VENV first, if that has not been done.
 PYTHON ?= python3
 VENV ?= .venv
+REQUIREMENTS ?= requirements.txt
 PIP_FLAGS ?= -q --disable-pip-version-check
 
 INSTALLED := $(VENV)/.installed
@@ -15,10 +16,10 @@ setup: $(BUILT)
 
 # mmengine reads configs of other packages with pkg_resources, so setuptools comes from the
 # constraints too; ensurepip's own would be too old or too new.
-$(INSTALLED): requirements.txt .ci/constraints.txt
+$(INSTALLED): $(REQUIREMENTS) .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing the packages into $(VENV): a few minutes, of which PyTorch is the most.'
-	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -r requirements.txt -c .ci/constraints.txt
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -r $(REQUIREMENTS) -c .ci/constraints.txt
 	touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(wildcard ops/*.h ops/*/*)

@@ -197,18 +197,20 @@ def _unreadable(error: Exception) -> str:
 
 
 def check_pretrained(config: Config) -> None:
-    """Checks the local pretrained weights that the model's init_cfg names.
+    """Checks the local weights that the model's init_cfg or `pretrained` names.
 
     Raises:
         DataError: names the file and ways out.
     """
-    for init in nested(config.get('model'), 'checkpoint'):
-        path = init['checkpoint']
-        if isinstance(path, str) and _is_local(path):
+    names = {'checkpoint': 'model.backbone.init_cfg.checkpoint', 'pretrained': 'model.pretrained'}
+    for key, name in names.items():
+        for settings in nested(config.get('model'), key):
+            path = settings[key]
+            if not isinstance(path, str) or not _is_local(path):
+                continue
             if not Path(path).exists():
                 raise DataError(
-                    f'pretrained weights {path} not found. Put the file there, set '
-                    'model.backbone.init_cfg.checkpoint, or train from scratch with '
-                    '--cfg-options model.backbone.init_cfg=None'
+                    f'pretrained weights {path} not found. Put the file there, set {name}, or '
+                    f'train from scratch with --cfg-options {name.removesuffix(".checkpoint")}=None'
                 )
             check_checkpoint(path)

@@ -23,6 +23,10 @@ def find_backbone(edits: Edits) -> str:
     model = edits.get('model')
     if not isinstance(model, dict):
         raise CannotSwap('the config has no model')
+    if 'teacher_ckpt' in model:
+        raise CannotSwap(
+            f'{kind(model)} learns from a trained teacher of the same kind as its old backbone'
+        )
     for place in ('model', 'model.detector'):
         backbone = edits.get(f'{place}.backbone')
         if isinstance(backbone, dict):

@@ -10,6 +10,8 @@ from .probe import CannotSwap, kind
 OPTIMIZER = {'type': 'AdamW', 'lr': 1e-4, 'betas': (0.9, 0.999), 'weight_decay': 0.05}
 BATCH = 16
 WARMUP = {'type': 'LinearLR', 'start_factor': 0.001, 'by_epoch': False, 'begin': 0, 'end': 1000}
+# Their losses write fp32 values into tensors of autocast's dtype, which PyTorch refuses.
+FULL_PRECISION = ('AutoAssign', 'DDQDETR', 'VFNet')
 WARMUPS = ('LinearLR', 'ConstantLR', 'QuadraticWarmupLR')
 
 
@@ -51,8 +53,9 @@ def fit_optimizer(edits: Edits, parameters: Collection[str], layer_decay: float 
 
 
 def fit_precision(edits: Edits) -> None:
-    """Trains in bf16 mixed precision, which needs no scaling of the loss."""
-    if kind(edits.get('optim_wrapper')) not in ('OptimWrapper', 'AmpOptimWrapper'):
+    """Trains in bf16 mixed precision, which needs no scaling of the loss, where that works."""
+    wrapped = kind(edits.get('optim_wrapper')) in ('OptimWrapper', 'AmpOptimWrapper')
+    if not wrapped or kind(edits.get('model')) in FULL_PRECISION:
         return
     reason = 'bf16 mixed precision; tools/train.py turns it off where there is no GPU'
     edits.set('optim_wrapper.type', 'AmpOptimWrapper', reason)

@@ -216,6 +216,9 @@ def test_missing_pretrained_weights(init_cfg):
     cli.check_pretrained(config)
     config.model.backbone.init_cfg = None
     cli.check_pretrained(config)
+    config.model.pretrained = 'gone.pth'  # as mmseg has it
+    with pytest.raises(DataError, match=r'gone\.pth not found.*model\.pretrained=None'):
+        cli.check_pretrained(config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU, mixed precision stays on')

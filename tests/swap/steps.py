@@ -104,7 +104,7 @@ def batch(config):
 def train(model, config):
     """Takes one step with the config's own optimizer, under autocast to its precision."""
     wrapper_config = copy.deepcopy(config.optim_wrapper)
-    dtype = getattr(torch, wrapper_config.pop('dtype'))
+    dtype = getattr(torch, wrapper_config.pop('dtype', 'float32'))
     wrapper_config.type = 'OptimWrapper'  # mm has mixed precision for GPUs alone
     wrapper = build_optim_wrapper(model, wrapper_config)
     hub = MessageHub.get_current_instance()  # some losses change in the course of training
@@ -112,7 +112,7 @@ def train(model, config):
         hub.update_info(key, value)
     model.train()
     data = model.data_preprocessor(batch(config), True)
-    with torch.autocast('cpu', dtype):
+    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
         losses = model(**data, mode='loss')
     loss, _ = model.parse_losses(losses)
     wrapper.update_params(loss)

@@ -211,6 +211,8 @@ def test_mixed_precision_is_bf16():
         wrapper = wrapped(**old)
         assert (wrapper.type, wrapper.dtype) == ('AmpOptimWrapper', 'bfloat16')
         assert 'loss_scale' not in wrapper
+    MODELS.register_module('VFNet', force=True, module=Anything)
+    assert swapped(model={'type': 'VFNet'}).optim_wrapper.type == 'OptimWrapper'
     extractor = {'type': 'SingleRoIExtractor', 'out_channels': 8}
     config = swapped(model={'roi_head': [{'bbox_roi_extractor': extractor}]})
     assert config.model.roi_head[0].bbox_roi_extractor.type == 'FullPrecisionRoIExtractor'
@@ -250,6 +252,7 @@ def test_a_detector_inside_another_model():
         (config_of(backbone={'type': 'KAT'}), 'model.backbone is KAT already'),
         (Config({'a': 1}), 'no model'),
         (Config({'model': {'type': 'Fancy', 'vision': {}}}), 'no model.backbone: Fancy holds it'),
+        (config_of(model={'teacher_ckpt': 'teacher.pth'}), 'learns from a trained teacher'),
         (config_of(backbone={'type': 'Unknown'}), 'Unknown does not run here.*not in the'),
         (config_of(backbone={'returns': [[1]]}), 'MapsOf returns more than maps.*a list'),
         (config_of((8, 16), (2, 4)), r'at strides \(2, 4\); KAT gives \(4, 8, 16, 32\)'),
