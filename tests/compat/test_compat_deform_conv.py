@@ -140,3 +140,17 @@ def test_input_smaller_than_the_kernel(device):
     layer = DeformConv2d(2, 3, 3, padding=1).to(device)
     output = layer(torch.randn(1, 2, 2, 5, device=device), torch.zeros(1, 18, 2, 5, device=device))
     assert output.shape == (1, 3, 2, 5)
+
+
+def test_of_larger_offsets_the_first_values_count(device):
+    case = CASES[1]
+    x, offset, mask, weight, bias = some_inputs(case)
+    large = [torch.randn(*t.shape[:2], 7, 5, dtype=t.dtype) for t in (offset, mask)]
+    inputs = [tensor.requires_grad_() for tensor in (x, *large, weight, bias)]
+    first = [
+        t.flatten(1)[:, : s[0].numel()].view(s.shape)
+        for t, s in zip(large, (offset, mask), strict=True)
+    ]
+    expected = reference(x, *first, weight, bias, *case[1:])
+    own_inputs = [tensor.detach().to(device).requires_grad_() for tensor in inputs]
+    compare(modulated_deform_conv2d(*own_inputs, *case[1:]), expected, inputs, own_inputs, x.dtype)

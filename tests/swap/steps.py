@@ -28,6 +28,7 @@ FRAME = {
     'scale_factor': (1.0, 1.0),
     'flip': False,
     'flip_direction': None,
+    'border': np.array([0, SIZE[0], 0, SIZE[1]]),
 }
 
 
@@ -35,7 +36,7 @@ def shrink(config):
     """Makes small what costs time and has nothing to do with the backbone."""
     model = config.model
     if isinstance(model.get('num_queries'), int):
-        model.num_queries = min(model.num_queries, 30)
+        model.num_queries = min(model.num_queries, 100)
     preprocessor = model.data_preprocessor
     if preprocessor.get('size') is not None:
         preprocessor.size = (128, 128)
@@ -45,7 +46,7 @@ def shrink(config):
     test = model.get('test_cfg')
     if isinstance(test, dict) and test.get('mode') == 'slide':
         test.crop_size, test.stride = (64, 64), (48, 48)
-    for key, most in (('score_thr', 1e-4), ('max_per_img', 30), ('nms_pre', 100)):
+    for key, most in (('score_thr', 1e-4), ('max_per_img', 100), ('nms_pre', 100)):
         for settings in nested(test, key):  # an untrained model has low scores
             settings[key] = min(settings[key], most)
 
@@ -71,10 +72,10 @@ def detection_sample(config, rng):
         semantic[y1:y2, x1:x2] = label
     sample = DetDataSample(metainfo={**FRAME, 'homography_matrix': np.eye(3)})
     sample.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(boxes),
-        labels=torch.from_numpy(labels),
-        masks=BitmapMasks(masks, *SIZE),
+        bboxes=HorizontalBoxes(boxes), labels=torch.from_numpy(labels)
     )
+    if any(step['with_mask'] for step in nested(config.train_dataloader, 'with_mask')):
+        sample.gt_instances.masks = BitmapMasks(masks, *SIZE)
     sample.ignored_instances = InstanceData(
         bboxes=HorizontalBoxes(np.zeros((0, 4), np.float32)),
         labels=torch.zeros(0, dtype=torch.long),

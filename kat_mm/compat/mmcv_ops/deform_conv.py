@@ -8,7 +8,13 @@ Sources: Dai et al., arXiv 1703.06211; Zhu et al. (the mask), arXiv 1811.11168.
 
 mmcv passes two scratch buffers and a number of images per step (`im2col_step`), by which its own
 kernels bound their memory. torchvision's kernels look after themselves, so these are unused.
+
+mmcv's kernels with a mask read offsets and mask as if they had the output's size, whatever size
+they have; DyHead (arXiv 2106.08322) in mmdet passes larger ones. So what counts, of each image, is
+as many of the first values in memory as there should be.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -127,6 +133,7 @@ def modulated_deform_conv_forward(
         *(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w),
         *(group, deformable_group),
     )
+    offset, mask = (_first_values(x, output.shape[-2:]) for x in (offset, mask))
     output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, geometry))
 
 
@@ -162,15 +169,29 @@ def modulated_deform_conv_backward(
         *(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w),
         *(group, deformable_group),
     )
+    offset, mask = (_first_values(x, grad_output.shape[-2:]) for x in (offset, mask))
     by_input, by_weight, by_offset, by_mask, by_bias = _backward(
         grad_output, input, weight, offset, mask, bias if with_bias else None, geometry
     )
     grad_input += by_input
     grad_weight += by_weight
-    grad_offset.copy_(by_offset)
-    grad_mask.copy_(by_mask)
+    _set_first_values(grad_offset, by_offset)
+    _set_first_values(grad_mask, by_mask)
     if with_bias:
         grad_bias += by_bias
+
+
+def _first_values(x: Tensor, size: torch.Size) -> Tensor:
+    """The first values of each image, as maps of this size."""
+    shape = (*x.shape[:2], *size)
+    return x if x.shape == shape else x.flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
+
+
+def _set_first_values(x: Tensor, values: Tensor) -> None:
+    """Set the first values of each image and, to zero, those behind them."""
+    flat = values.new_zeros(x.flatten(1).shape)
+    flat[:, : values[0].numel()] = values.flatten(1)
+    x.copy_(flat.view(x.shape))
 
 
 def _forward(input, weight, offset, mask, bias, geometry) -> Tensor:
