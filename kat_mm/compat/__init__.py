@@ -1,6 +1,6 @@
 """What lets today's torch run the OpenMMLab releases.
 
-`install()` fills three gaps, each only where it is open:
+`install()` fills these gaps, each only where it is open:
 
 - `mmcv.ops` needs the compiled module `mmcv._ext`, for which no wheel exists for a recent torch.
   Where none is installed, `mmcv_ext.py` stands in for it, with torchvision's kernels.
@@ -8,11 +8,13 @@
   `checkpoint.py` allows these, and nothing that could run code.
 - mmdet's and mmseg's transformer layers take no `type` in their `ffn_cfg`. `ffn.py` lets mmcv's
   FFN, which they call, honour it.
+- mmengine does not find the configs of mmsegmentation's maintained fork; `forks.py` has it do so.
 """
 
 from .checkpoint import allow_mmengine_checkpoints
 from .ffn import honour_ffn_type
 from .finder import install_mmcv_ext_finder
+from .forks import find_configs_of_forks
 
 
 def install() -> None:
@@ -24,6 +26,7 @@ def install() -> None:
     install_mmcv_ext_finder()
     allow_mmengine_checkpoints()
     honour_ffn_type()
+    find_configs_of_forks()
 
 
 __all__ = ['install']

@@ -4,23 +4,25 @@ A few of them by default; all with ALL_CONFIGS=1 in the environment, in some min
 """
 
 import os
+import re
 
 import pytest
 import steps
 import torch
 from mmengine.registry import DefaultScope
-from shipped import REPRESENTATIVE, SHIPPED
+from shipped import MORE, REFUSED, REPRESENTATIVE, SHIPPED
 
 from kat_mm.models import KAT
-from kat_mm.swap import read_config, swap_backbone, write_config
+from kat_mm.swap import CannotSwap, read_config, swap_backbone, write_config
 
 pytestmark = pytest.mark.slow
-NAMES = SHIPPED if os.environ.get('ALL_CONFIGS') else REPRESENTATIVE
+ALL = bool(os.environ.get('ALL_CONFIGS'))
+WORKING = [*SHIPPED.values(), *MORE] if ALL else [SHIPPED[name] for name in REPRESENTATIVE]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', WORKING)
 def test_trains_and_predicts(name, tmp_path):
-    config, base = read_config(SHIPPED[name])
+    config, base = read_config(name)
     swap_backbone(config, steps.ARCH)
     write_config(config, base, tmp_path / 'config.py')
     assert f'\n_base_ = {base!r}\n' in '\n' + (tmp_path / 'config.py').read_text()
@@ -48,3 +50,9 @@ def test_trains_and_predicts(name, tmp_path):
         else:
             assert len(sample.pred_instances)
             assert sample.pred_instances.bboxes.isfinite().all()
+
+
+@pytest.mark.parametrize('name', list(REFUSED) if ALL else list(REFUSED)[-1:])
+def test_refused(name):
+    with pytest.raises(CannotSwap, match=re.escape(REFUSED[name])):
+        swap_backbone(read_config(name)[0], steps.ARCH)

@@ -4,7 +4,7 @@ Each run is a process of its own, as from the command line, but starts seconds s
 line of JSON on standard input; the answer is a line with the exit status of the run, negative for
 the number of the signal that ended it.
 """
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
 
 import gc
 import json
@@ -14,6 +14,10 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+
+# Packages may print as they are imported: only answers go where answers are read.
+answers = os.fdopen(os.dup(1), 'w')
+os.dup2(2, 1)
 
 import kat_mm  # brings mmcv's ops
 
@@ -75,7 +79,7 @@ def main() -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         with suppress(ProcessLookupError):  # loader workers may outlive a run that was killed
             os.killpg(process, signal.SIGKILL)
-        print(status, flush=True)
+        print(status, file=answers, flush=True)
 
 
 main()
