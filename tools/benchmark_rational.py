@@ -39,10 +39,8 @@ from kat_mm.engine.activation_providers import (
     built_in,
     by_autograd,
     forward_call,
-    load,
     make_inputs,
     memory,
-    one_line,
 )
 from kat_mm.engine.benchmark_plot import plot_sizes
 from kat_mm.engine.benchmarking import (
@@ -56,6 +54,7 @@ from kat_mm.engine.benchmarking import (
     spread,
     time_in_turns,
 )
+from kat_mm.engine.callables import load_callable, one_line
 from kat_mm.errors import ConfigError, UserError
 
 SHAPES = ['128x197x3072', '8x4096x3072', 'cf:8x256x200x256', '128x197x768', '2x4150x1536']
@@ -230,7 +229,7 @@ def main():
     device = choose_device(args.device)
     rounds = args.rounds or (30 if device.type == 'cuda' else 5)
     todo = cases(args)
-    added = {name: load(name) for name in args.provider}
+    added = {name: load_callable(name, '--provider') for name in args.provider}
     if args.csv:
         check_csv(args.csv, COLUMNS)
     source = origin(device)

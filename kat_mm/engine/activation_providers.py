@@ -1,6 +1,5 @@
 """What tools/benchmark_rational.py compares: the op, other ways to compute it, GELU, copies."""
 
-import importlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from torch import Tensor
 from torch._functorch import config as autograd_config
 from torch.nn import functional as F
 
-from ..errors import ConfigError
 from ..rational import rational, rational_reference
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,38 +99,6 @@ def by_autograd(function: Function) -> Provider:
     # A compiled backward pass may else write into what it has saved, and then runs only once.
     autograd_config.donated_buffer = False
     return Provider(function, prepare, backward)
-
-
-def load(name: str) -> Function:
-    """Imports the function of `--provider module:callable`.
-
-    Raises:
-        ConfigError: names what of it is wrong.
-    """
-    module_name, _, attribute = name.partition(':')
-    if not module_name or not attribute.isidentifier():
-        raise ConfigError(
-            f'--provider {name}: must be module:callable, such as my_ops.rational:rational'
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does when it is imported
-        raise ConfigError(
-            f'--provider {name}: {module_name} cannot be imported ({one_line(error)}); its folder '
-            'must be in PYTHONPATH'
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = ', '.join(k for k, v in vars(module).items() if callable(v) and k[0] != '_')
-        raise ConfigError(
-            f'--provider {name}: {module_name} has no function {attribute}; it has: {known}'
-        )
-    return function
-
-
-def one_line(error: Exception) -> str:
-    """Returns the type and the first line of an error."""
-    return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 @dataclass(frozen=True)

@@ -6,50 +6,7 @@ from collections.abc import Callable, Sequence, Sized
 import torch
 
 from ..errors import ConfigError
-
-# Minimax fits on [-3, 3] of P/Q, P of degree 5 and Q = 1 + sum |b_j| |x|^j of degree 4, with
-# every b_j >= 0: (numerator a0..a5, denominator b1..b4). The largest error on [-3, 3] stands
-# behind each; `max_error` recomputes it.
-FITS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    'identity': ((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)),  # exact
-    'relu': (  # 1.3e-2
-        (0.0127458423, 0.5, 2.79172015, 4.54308653, 2.58831954, 0.463543028),
-        (0.0, 9.08617306, 0.0, 0.927086055),
-    ),
-    'leaky_relu': (  # 1.3e-2, negative slope 0.01
-        (0.0126183834, 0.504999995, 2.76380301, 4.58851767, 2.56243634, 0.468178481),
-        (0.0, 9.08617306, 0.0, 0.927086055),
-    ),
-    'gelu': (  # 1.3e-3
-        (-0.00127416616, 0.5, 0.408155143, 0.106760457, 0.00857846439, 0.0),
-        (0.0, 0.213520914, 0.0, 0.0),
-    ),
-    'swish': (  # 4.9e-7
-        (4.55770646e-07, 0.5, 0.249996588, 0.0532448925, 0.00579310441, 0.00027386882),
-        (0.0, 0.106489785, 0.0, 0.00054773764),
-    ),
-    'tanh': (  # 1.0e-6
-        (0.0, 1.0000174, 0.0, 0.107029088, 0.0, 0.000844885421),
-        (9.19001104e-05, 0.440250009, 0.0, 0.0143568516),
-    ),
-    'sigmoid': (  # 1.2e-8
-        (0.5, 0.25, 0.05543641, 0.00688489294, 0.000484267628, 1.5599262e-05),
-        (0.0, 0.11087282, 0.0, 0.000968535081),
-    ),
-    'mish': (  # 8.5e-5
-        (7.1031609e-05, 0.600492895, 0.319514841, 0.130257353, 0.0333078876, 0.00340350089),
-        (0.00742063066, 0.224498391, 0.0205193646, 0.00403832784),
-    ),
-    'softplus': (  # 1.9e-6
-        (0.69314903, 0.5, 0.181013644, 0.0404153578, 0.00536233885, 0.000324774126),
-        (0.0, 0.0808307156, 0.0, 0.000649548252),
-    ),
-    'elu': (  # 2.3e-4
-        (0.000184868622, 0.99823761, 0.240968943, 0.313146949, 0.0560493357, 0.00609365851),
-        (0.239984393, 0.310752779, 0.0581244826, 0.00567729119),
-    ),
-}
-FITS['silu'] = FITS['swish']
+from .fits import FITS
 
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     'identity': lambda x: x,
@@ -63,6 +20,10 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     'mish': torch.nn.functional.mish,
     'softplus': torch.nn.functional.softplus,
     'elu': torch.nn.functional.elu,
+    'hardswish': torch.nn.functional.hardswish,
+    # The gates of GLUs whose two inputs are one, as in the KAT paper's code.
+    'geglu': lambda x: x * torch.nn.functional.gelu(x),
+    'swiglu': lambda x: x * torch.nn.functional.silu(x),
 }
 
 Init = str | tuple[Sequence[float], Sequence[float]]
@@ -76,8 +37,8 @@ def initial_coefficients(
     Args:
         init: the name of a function in `FITS`, or the coefficients themselves as the pair
             (a0..am, b1..bn).
-        order: the degrees (m, n) of P and Q. A named fit needs at least (5, 4), 'identity'
-            (1, 1); higher coefficients are zero.
+        order: the degrees (m, n) of P and Q. A named function has its best fit of at most this
+            order; higher coefficients are zero.
 
     Raises:
         ConfigError: for an unknown name or coefficients that do not fit `order`.
@@ -91,7 +52,9 @@ def initial_coefficients(
     if isinstance(init, str):
         if init not in FITS:
             raise ConfigError(f'unknown rational init {init!r}; known: {", ".join(sorted(FITS))}')
-        name, (numerator, denominator) = f'init {init!r}', FITS[init]
+        fits = FITS[init]
+        orders = [(m, n) for m, n in fits if m <= order[0] and n <= order[1]]
+        name, (numerator, denominator) = f'init {init!r}', fits[orders[-1] if orders else min(fits)]
     else:
         name, (numerator, denominator) = 'init', init
     m, n = order
@@ -121,10 +84,13 @@ def evaluate(x: torch.Tensor, numerator: torch.Tensor, denominator: torch.Tensor
     return p / q
 
 
-def max_error(name: str, low: float = -3.0, high: float = 3.0) -> float:
+def max_error(
+    name: str, low: float = -3.0, high: float = 3.0, order: tuple[int, int] = (5, 4)
+) -> float:
     """Computes the largest |fit - function| on 100,001 even points of [low, high] in fp64."""
     x = torch.linspace(low, high, 100_001, dtype=torch.float64)
-    return (evaluate(x, *initial_coefficients(name)) - FUNCTIONS[name](x)).abs().max().item()
+    fit = evaluate(x, *initial_coefficients(name, order))
+    return (fit - FUNCTIONS[name](x)).abs().max().item()
 
 
 def variance_gain(numerator: torch.Tensor, denominator: torch.Tensor) -> float:

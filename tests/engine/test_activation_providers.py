@@ -12,11 +12,9 @@ from kat_mm.engine.activation_providers import (
     built_in,
     by_autograd,
     forward_call,
-    load,
     make_inputs,
     memory,
 )
-from kat_mm.errors import ConfigError
 from kat_mm.rational.reference import rational_backward_reference, rational_reference
 
 CPU = torch.device('cpu')
@@ -117,30 +115,3 @@ def test_memory():
     assert saved['gelu'] == LAST.bytes()
     assert saved['kernel'] == LAST.bytes() + sum(c.nbytes for c in inputs.coefficients)
     assert saved['reference'] > 5 * LAST.bytes()
-
-
-def test_load():
-    assert load('kat_mm.rational.reference:rational_reference') is rational_reference
-
-
-@pytest.mark.parametrize(
-    ('name', 'message'),
-    [
-        ('my_ops', 'must be module:callable, such as my_ops.rational:rational'),
-        (':rational', 'must be module:callable'),
-        ('my_ops:', 'must be module:callable'),
-        ('my_ops:a b', 'must be module:callable'),
-        (
-            'my_gone_ops:rational',
-            r"my_gone_ops cannot be imported \(ModuleNotFoundError: No module named 'my_gone_ops'"
-            r'\); its folder must be in PYTHONPATH',
-        ),
-        (
-            'kat_mm.rational:rationel',
-            'kat_mm.rational has no function rationel; it has: GroupRational, rational, ',
-        ),
-    ],
-)
-def test_names_that_cannot_be_loaded(name, message):
-    with pytest.raises(ConfigError, match=f'--provider {name}: {message}'):
-        load(name)
