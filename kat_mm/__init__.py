@@ -3,7 +3,8 @@
 With torch alone, `kat_mm.rational` is there, the op and its layer, and `to_kat`, which puts them
 into trained transformers. Where mmengine is installed, the import also registers the backbone KAT
 and its parts in mmengine's root registries, and lets today's torch run the OpenMMLab releases
-(`kat_mm.compat`); so `custom_imports=dict(imports=['kat_mm'])` is all that a config needs.
+(`kat_mm.compat`); so `custom_imports=dict(imports=['kat_mm'])` is all that a config needs. Where
+timm is installed, its `create_model` knows the KAT models.
 """
 
 from importlib.util import find_spec
@@ -23,3 +24,6 @@ if find_spec('mmengine'):
     __all__ += ['compat', 'engine', 'models']
     if find_spec('mmcv'):
         from .datasets import loading  # noqa: F401, registers the image loader
+
+if find_spec('timm'):
+    from .models import timm_entry  # noqa: F401, registers the models

@@ -1,0 +1,186 @@
+import zipfile
+
+import pytest
+import torch
+
+from kat_mm.checkpoint import is_hub_id, read_checkpoint, to_kat_keys, weights_of
+from kat_mm.errors import DataError
+
+WEIGHTS = {
+    'patch_embed.proj.weight': torch.ones(2, 3, 4, 4),
+    'blocks.0.mlp.act1.weight_numerator': torch.zeros(1, 6),
+    'blocks.0.mlp.act1.weight_denominator': torch.zeros(8, 4),
+    'head.weight': torch.zeros(5, 2),
+}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda w: w,
+        lambda w: {'state_dict': w, 'epoch': 3},
+        lambda w: {'model': w, 'args': None},
+        lambda w: {'state_dict': {'other': torch.zeros(1)}, 'state_dict_ema': w},
+        lambda w: {'model': {'state_dict': w}},
+        lambda w: {f'module.{key}': value for key, value in w.items()},
+        lambda w: {'model': {f'_orig_mod.module.{key}': value for key, value in w.items()}},
+        lambda w: {**{f'backbone.{k}': v for k, v in w.items()}, 'neck.weight': torch.zeros(1)},
+    ],
+)
+def test_wrappers_and_prefixes(wrap):
+    assert same(to_kat_keys(wrap(WEIGHTS)), WEIGHTS)
+
+
+def test_flashkat_names():
+    renamed = {
+        key.replace('weight_numerator', 'numerator_v').replace(
+            'weight_denominator', 'denominator_v'
+        ): value
+        for key, value in WEIGHTS.items()
+    }
+    assert renamed.keys() != WEIGHTS.keys()
+    assert same(to_kat_keys(renamed), WEIGHTS)
+
+
+def test_other_keys_stay():
+    weights = {**WEIGHTS, 'blocks.0.ls1.gamma': torch.ones(2), 'fc_norm.weight': torch.ones(2)}
+    assert same(to_kat_keys(weights), weights)
+
+
+@pytest.mark.parametrize('content', [{}, [], 3, {'state_dict': {}}, {'epoch': 3}, None])
+def test_no_weights(content):
+    with pytest.raises(DataError, match='a.pth holds no weights: it must be a state dict'):
+        weights_of(content, 'a.pth')
+
+
+def test_reads_what_torch_wrote(tmp_path):
+    torch.save({'model': WEIGHTS}, tmp_path / 'a.pth')
+    assert same(to_kat_keys(read_checkpoint(tmp_path / 'a.pth')), WEIGHTS)
+
+
+def test_reads_safetensors(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file(WEIGHTS, tmp_path / 'a.safetensors')
+    assert same(to_kat_keys(read_checkpoint(str(tmp_path / 'a.safetensors'))), WEIGHTS)
+
+
+class Harm:
+    def __reduce__(self):
+        return print, ('this ran',)
+
+
+def cut(path):
+    torch.save(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def code(path):
+    torch.save({'state_dict': WEIGHTS, 'hook': Harm()}, path)
+
+
+def old_code(path):
+    torch.save(Harm(), path, _use_new_zipfile_serialization=False)
+
+
+def bomb(path):
+    torch.save(WEIGHTS, path)
+    with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as file:
+        file.writestr('archive/data/9', bytes(10**7))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (cut, 'a.pth cannot be read: it is cut short, damaged or no checkpoint. Copy or download'),
+        (code, 'a.pth cannot be read: it holds .*print, which is refused as it could run code'),
+        (old_code, 'a.pth cannot be read: it holds .*print, which is refused as it could run'),
+        (bomb, r'a.pth is refused: its \d+ bytes unpack to 100\d+, which no checkpoint does'),
+        (lambda path: None, 'a.pth does not exist'),
+        (lambda path: path.write_text('<html>'), 'a.pth cannot be read: it is cut short'),
+    ],
+)
+def test_bad_files(make, message, tmp_path, capsys):
+    make(tmp_path / 'a.pth')
+    with pytest.raises(DataError, match=message):
+        read_checkpoint(tmp_path / 'a.pth')
+    assert 'this ran' not in capsys.readouterr().out
+
+
+def test_damaged_safetensors(tmp_path):
+    pytest.importorskip('safetensors')
+    (tmp_path / 'a.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"a": 1}')
+    with pytest.raises(DataError, match=r'a.safetensors cannot be read: it is cut short'):
+        read_checkpoint(tmp_path / 'a.safetensors')
+
+
+@pytest.mark.parametrize(
+    ('source', 'expected'),
+    [
+        ('adamdad/kat_small_patch16_224', True),
+        ('adamdad/kat_small_patch16_224.vitft', True),
+        ('hf-hub:adamdad/kat_small_patch16_224', True),
+        ('checkpoints/kat.pth', False),
+        ('a/b/c', False),
+        ('kat.safetensors', False),
+        ('https://example.org/kat', False),
+    ],
+)
+def test_hub_ids(source, expected):
+    assert is_hub_id(source) == expected
+
+
+def test_hub_without_a_network(monkeypatch):
+    hub = pytest.importorskip('huggingface_hub')
+    asked = []
+
+    def download(name, file):
+        asked.append((name, file))
+        raise hub.errors.LocalEntryNotFoundError('Please check your connection.\nMore.')
+
+    monkeypatch.setattr(hub, 'hf_hub_download', download)
+    message = (
+        r'adamdad/kat_tiny_patch16_224 of Hugging Face cannot be downloaded \(Please check your '
+        r'connection\.\)\. Without a network: download the file elsewhere and give its path'
+    )
+    with pytest.raises(DataError, match=message):
+        read_checkpoint('hf-hub:adamdad/kat_tiny_patch16_224')
+    assert asked == [('adamdad/kat_tiny_patch16_224', 'model.safetensors')]
+
+
+def test_hub_falls_back_to_the_other_file(monkeypatch, tmp_path):
+    hub = pytest.importorskip('huggingface_hub')
+    torch.save(WEIGHTS, tmp_path / 'pytorch_model.bin')
+
+    def download(name, file):
+        if file == 'model.safetensors':
+            raise hub.errors.EntryNotFoundError('404')
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(hub, 'hf_hub_download', download)
+    assert same(weights_of(read_checkpoint('me/kat')), WEIGHTS)
+
+
+def test_url(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+
+    def download(url, path):
+        if 'gone' in url:
+            raise OSError('<urlopen error timed out>')
+        torch.save(WEIGHTS, path)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    assert same(weights_of(read_checkpoint('https://example.org/a/kat.pth?raw=1')), WEIGHTS)
+    assert (tmp_path / 'checkpoints' / 'kat.pth').is_file()
+    with pytest.raises(
+        DataError, match=r'https://example.org/gone.pth cannot be downloaded \(<url'
+    ):
+        read_checkpoint('https://example.org/gone.pth')
+
+
+def test_unknown_scheme():
+    with pytest.raises(DataError, match='must be a file, an http'):
+        read_checkpoint('s3://bucket/kat.pth')
