@@ -7,7 +7,6 @@ The layout is that of the published KAT models: `patch_embed.proj.weight`, `cls_
 """
 
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path

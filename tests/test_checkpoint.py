@@ -53,7 +53,7 @@ def test_other_keys_stay():
 
 @pytest.mark.parametrize('content', [{}, [], 3, {'state_dict': {}}, {'epoch': 3}, None])
 def test_no_weights(content):
-    with pytest.raises(DataError, match='a.pth holds no weights: it must be a state dict'):
+    with pytest.raises(DataError, match=r'a\.pth holds no weights: it must be a state dict'):
         weights_of(content, 'a.pth')
 
 

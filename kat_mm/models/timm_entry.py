@@ -1,10 +1,9 @@
 """KAT in timm: `timm.create_model('kat_small_patch16_224', pretrained=True)`."""
 
-from torch import Tensor, nn
-
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
 
 from ..checkpoint import to_kat_keys
 from .gr_kan import GRKAN

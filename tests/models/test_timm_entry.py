@@ -99,7 +99,8 @@ def test_parameter_groups():
 
     decayed = param_groups_weight_decay(model, 0.05)[1]['params']
     coefficients = [p for n, p in model.named_parameters() if '.act' in n]
-    assert len(coefficients) == 8 and not any(p is q for p in coefficients for q in decayed)
+    assert len(coefficients) == 8
+    assert not any(p is q for p in coefficients for q in decayed)
     groups = param_groups_layer_decay(model, layer_decay=0.5)
     assert {g['lr_scale'] for g in groups} == {0.125, 0.25, 0.5, 1.0}
 
