@@ -7,10 +7,12 @@ and its parts in mmengine's root registries, and lets today's torch run the Open
 timm is installed, its `create_model` knows the KAT models.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 
 from . import rational
 from .conversion import to_kat
+from .on_import import when_imported
 
 __version__ = '0.1.0'
 __all__ = ['rational', 'to_kat']
@@ -25,5 +27,4 @@ if find_spec('mmengine'):
     if find_spec('mmcv'):
         from .datasets import loading  # noqa: F401, registers the image loader
 
-if find_spec('timm'):
-    from .models import timm_entry  # noqa: F401, registers the models
+when_imported('timm.models', lambda _: import_module('kat_mm.models.timm_entry'))

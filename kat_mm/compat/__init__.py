@@ -6,6 +6,8 @@
   Where none is installed, `mmcv_ext.py` stands in for it, with torchvision's kernels.
 - `torch.load` refuses, since torch 2.6, the classes that mmengine's own checkpoints contain.
   `checkpoint.py` allows these, and nothing that could run code.
+- mmengine reads what it downloads unsafely, and `load_from` takes only weights of whole models.
+  `load_from.py` lets it take those of a bare KAT too.
 - mmdet's and mmseg's transformer layers take no `type` in their `ffn_cfg`. `ffn.py` lets mmcv's
   FFN, which they call, honour it.
 - mmengine does not find the configs of mmsegmentation's maintained fork; `forks.py` has it do so.
@@ -15,6 +17,7 @@ from .checkpoint import allow_mmengine_checkpoints
 from .ffn import honour_ffn_type
 from .finder import install_mmcv_ext_finder
 from .forks import find_configs_of_forks
+from .load_from import let_backbones_load
 
 
 def install() -> None:
@@ -25,6 +28,7 @@ def install() -> None:
     """
     install_mmcv_ext_finder()
     allow_mmengine_checkpoints()
+    let_backbones_load()
     honour_ffn_type()
     find_configs_of_forks()
 

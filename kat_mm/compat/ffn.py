@@ -5,33 +5,18 @@ call `FFN(**ffn_cfg)` instead, to which a type is an unexpected argument.
 """
 
 import inspect
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 
-_NAME = 'mmcv.cnn.bricks.transformer'
+from ..on_import import when_imported
 
 
-class FFNFinder(MetaPathFinder):
-    """Finds the module of mmcv's `FFN` where Python does, and lets that class honour a type.
+def honour_ffn_type() -> None:
+    """Let `FFN(type=..., ...)` build by type, wherever mmcv is and as soon as it is imported.
 
-    It does so when something imports the module, as `import kat_mm` would take nearly twice its
-    time with it: the module imports all of mmcv's ops.
+    Importing it here would take nearly as long as all of kat_mm, as its module imports all of
+    mmcv's ops. Safe to call any number of times. Without a type nothing changes, and nothing does
+    for subclasses of FFN.
     """
-
-    def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
-        """The spec of mmcv's module; None for every other name."""
-        spec = PathFinder.find_spec(fullname, path, target) if fullname == _NAME else None
-        if spec is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_honour_type(module: ModuleType) -> None:
-                execute(module)
-                _honour_type(module.FFN)
-
-            spec.loader.exec_module = execute_and_honour_type
-        return spec
+    when_imported('mmcv.cnn.bricks.transformer', lambda module: _honour_type(module.FFN))
 
 
 def _honour_type(ffn: type) -> None:
@@ -52,18 +37,3 @@ def _honour_type(ffn: type) -> None:
             return super().__call__(*args, **kwargs)
 
     ffn.__class__ = BuiltByType
-
-
-_FINDER = FFNFinder()
-
-
-def honour_ffn_type() -> None:
-    """Let `FFN(type=..., ...)` build by type, wherever mmcv is and as soon as it is imported.
-
-    Safe to call any number of times. Without a type nothing changes, and nothing does for
-    subclasses of FFN.
-    """
-    if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
-        if _NAME in sys.modules:
-            _honour_type(sys.modules[_NAME].FFN)

@@ -29,6 +29,7 @@ from .gr_kan import GRKAN
 from .mlp import Mlp
 from .patch_embed import PatchEmbed
 from .pos_embed import adapt_pos_embed, resize_pos_embed
+from .pretrained import load_pretrained
 from .pyramid import SimplePyramid
 
 # The sizes of KAT (arXiv 2409.10594, table 1); feedforward_channels is 4 * embed_dims.
@@ -229,6 +230,21 @@ class KAT(BaseModule):
         if self.pyramid is not None:
             return self.pyramid(maps, images.shape[-2:])
         return tuple(maps)
+
+    def init_weights(self) -> None:
+        """Initialises the weights as `init_cfg` says; Pretrained ones load strictly.
+
+        Raises:
+            DataError: for pretrained weights that cannot be read or do not fit.
+        """
+        init_cfg, loaded = self.init_cfg, self.is_init
+        configs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+        self.init_cfg = [config for config in configs if not loads_pretrained(config)]
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for config in configs:
+            if loads_pretrained(config) and not loaded:
+                load_pretrained(self, config['checkpoint'], config.get('prefix'))
 
     def train(self, mode: bool = True) -> 'KAT':
         """Sets training mode, in which what frozen_stages freezes stays in evaluation mode."""

@@ -1,0 +1,168 @@
+"""Published weights in the mm backbone, through init_cfg and load_from."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import load_checkpoint
+from torch import nn
+
+from kat_mm.errors import DataError
+from kat_mm.models import KAT
+
+timm = pytest.importorskip('timm')
+ARCH = {'embed_dims': 48, 'num_layers': 2, 'num_heads': 2}
+
+
+def published(**kwargs):
+    """A timm KAT with drawn weights, as published ones are."""
+    torch.manual_seed(1)
+    sizes = dict(embed_dim=48, depth=2, num_heads=2, img_size=64, num_classes=5)
+    model = timm.create_model('kat_tiny_patch16_224', **{**sizes, **kwargs}).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def save(path, state, **more):
+    torch.save({'state_dict': state, **more}, path)
+    return str(path)
+
+
+def backbone(checkpoint=None, **kwargs):
+    init_cfg = checkpoint and {'type': 'Pretrained', 'checkpoint': checkpoint}
+    return KAT(ARCH, img_size=64, init_cfg=init_cfg, mimetic=False, **kwargs).eval()
+
+
+def features(model, x):
+    return model.forward_features(x)[:, 1:].mT.unflatten(2, (4, 4))
+
+
+def test_features_are_those_of_the_timm_model(tmp_path):
+    source = published()
+    path = save(tmp_path / 'a.pth', {f'module.{k}': v for k, v in source.state_dict().items()})
+    model = backbone(path)
+    model.init_weights()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(x)[0], features(source, x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_used_or_drawn_anew_is_listed(tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr('kat_mm.models.pretrained.print_log', lambda text, *_: texts.append(text))
+    path = save(tmp_path / 'a.pth', published().state_dict())
+    backbone(path, pyramid=(8, 8, 8, 8), rel_pos=True).init_weights()
+    loaded, drawn, unused = texts
+    assert 'loaded 38 tensors' in loaded
+    assert 'blocks.0.attn.rel_pos_h' in drawn
+    assert 'pyramid.' in drawn
+    assert 'norm1' not in drawn
+    assert unused.endswith('not used: head.weight, head.bias')
+
+
+def without(key):
+    return lambda state: {k: v for k, v in state.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (without('blocks.1.mlp.fc1.bias'), 'the checkpoint has no blocks.1.mlp.fc1.bias'),
+        (lambda s: {**s, 'blocks.2.norm1.bias': s['norm.bias']}, 'the model has no blocks.2.norm1'),
+        (
+            lambda s: {**s, 'patch_embed.proj.weight': torch.zeros(48, 3, 8, 8)},
+            r'patch_embed.proj.weight: the checkpoint has \(48, 3, 8, 8\), the model \(48, 3, 16',
+        ),
+        (
+            lambda s: {**s, 'blocks.0.mlp.act1.weight_denominator': torch.zeros(4, 4)},
+            r'act1.weight_denominator: the checkpoint has \(4, 4\), the model \(8, 4\)',
+        ),
+        (lambda s: {'fc.weight': torch.zeros(2, 2)}, 'another architecture: the model has no fc'),
+    ],
+)
+def test_misfits_are_errors_and_nothing_is_loaded(change, message, tmp_path):
+    path = save(tmp_path / 'a.pth', change(published().state_dict()))
+    model = backbone(path)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(DataError, match=message):
+        model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_prefix_picks_keys(tmp_path):
+    state = {f'encoder.{k}': v for k, v in published().state_dict().items()}
+    path = save(tmp_path / 'a.pth', {**state, 'decoder.weight': torch.zeros(1)})
+    init_cfg = {'type': 'Pretrained', 'checkpoint': path, 'prefix': 'encoder.'}
+    model = KAT(ARCH, img_size=64, init_cfg=init_cfg)
+    model.init_weights()
+    assert torch.equal(model.norm.bias, state['encoder.norm.bias'])
+    init_cfg['prefix'] = 'gone'
+    with pytest.raises(DataError, match=r"has no keys that start with 'gone\.'"):
+        KAT(ARCH, img_size=64, init_cfg=init_cfg).init_weights()
+
+
+class Detector(BaseModel):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.backbone = backbone(**kwargs)
+        self.neck = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.backbone(x)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_load_from_takes_a_bare_backbone(prefix, tmp_path):
+    source = published()
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    model = Detector()
+    load_checkpoint(model, save(tmp_path / 'a.pth', state))
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(x)[0], features(source, x), rtol=1e-5, atol=1e-5)
+
+
+def test_load_from_takes_a_detector_as_before(tmp_path):
+    source, model = Detector(), Detector()
+    nn.init.normal_(source.neck.weight)
+    load_checkpoint(model, save(tmp_path / 'a.pth', source.state_dict(), epoch=1), strict=True)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key])
+
+
+def test_urls_are_read_without_running_code(monkeypatch, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return logging.warning, ('this ran',)
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    download = lambda url, path: torch.save({'state_dict': {'a': Harm()}}, path)  # noqa: E731
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    with pytest.raises(DataError, match='refused as it could run code'):
+        load_checkpoint(nn.Linear(1, 1), 'https://example.org/a.pth')
+
+
+def test_published_weights_are_found_by_name(monkeypatch, tmp_path):
+    hub = pytest.importorskip('huggingface_hub')
+    source = published()
+    torch.save(source.state_dict(), tmp_path / 'pytorch_model.bin')
+
+    def download(name, file):
+        assert name == 'adamdad/kat_tiny_patch16_224.vitft'
+        if not (tmp_path / file).exists():
+            raise hub.errors.EntryNotFoundError('404')
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(hub, 'hf_hub_download', download)
+    model = MODELS.build(
+        {
+            'type': 'KAT',
+            'arch': ARCH,
+            'img_size': 64,
+            'init_cfg': {'type': 'Pretrained', 'checkpoint': 'adamdad/kat_tiny_patch16_224.vitft'},
+        }
+    )
+    model.init_weights()
+    assert torch.equal(model.norm.bias, source.norm.bias)
