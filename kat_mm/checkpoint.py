@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import DataError
 
 # Where weights lie in files of training programs; averaged weights come first, as timm has it.
-WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+WRAPPERS = ('state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model')
 # What training programs put in front of all keys of a backbone.
 PREFIXES = ('module.', '_orig_mod.', 'backbone.', 'model.')
 RENAMED = {  # FlashKAT's names
