@@ -117,7 +117,7 @@ def load(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> Non
 
 @torch.no_grad()
 def difference(vit: torch.nn.Module, kat: torch.nn.Module, size: int) -> tuple[float, float]:
-    """Computes the largest difference of features on a random batch, and its share of their size."""
+    """Computes the largest and the relative difference of features on a random batch."""
     torch.manual_seed(0)
     images = torch.randn(2, vit.patch_embed.proj.in_channels, size, size)
     expected, features = vit.forward_features(images), kat.forward_features(images)
