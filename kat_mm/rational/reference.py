@@ -55,11 +55,25 @@ def rational_reference(
     result, by default that of `x`.
     """
     check_arguments(x, numerator, denominator, channel_dim)
+    y = torch.empty_like(x, dtype=out_dtype or x.dtype)
+    return y.copy_(rational_formula(x, numerator, denominator, channel_dim))
+
+
+def rational_formula(
+    x: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    channel_dim: int = -1,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Computes `rational_reference` out of place, so that exporters can take it for the op.
+
+    Memory of the result is contiguous, whatever that of x is like.
+    """
     dtype = _compute_dtype(x)
     layout = group_layout(x, numerator, denominator, channel_dim)
     p, q = _evaluate(x.reshape(layout).to(dtype), numerator.to(dtype), denominator.to(dtype))
-    y = torch.empty_like(x, dtype=out_dtype or x.dtype)
-    return y.copy_((p / q).reshape(x.shape))
+    return (p / q).reshape(x.shape).to(out_dtype or x.dtype)
 
 
 def rational_backward_reference(
