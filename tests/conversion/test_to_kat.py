@@ -43,7 +43,7 @@ def test_computes_the_gr_kan_layer():
 
 
 def test_is_exact_where_the_activation_is_rational(monkeypatch):
-    monkeypatch.setitem(FITS, 'softsign', ((0, 1), (1,)))
+    monkeypatch.setitem(FITS, 'softsign', {(1, 1): ((0, 1), (1,))})
     monkeypatch.setitem(FUNCTIONS, 'softsign', nn.functional.softsign)
     model = mlp(nn.Softsign).double()
     before = deepcopy(model)
@@ -69,7 +69,7 @@ def test_keys():
 
 
 def test_the_report():
-    model = nn.Sequential(mlp(), mlp(nn.ReLU), mlp(nn.Hardswish))
+    model = nn.Sequential(mlp(), mlp(nn.ReLU), mlp(nn.Hardtanh))
     report = kat_mm.to_kat(model)
     first, second = report.converted
     assert (first.name, first.kind, first.channels) == ('0', 'Mlp', (16, 32, 16))
@@ -83,7 +83,7 @@ def test_the_report():
     for part in ('Mlp', '16-32-16', 'GELU', f'{first.error_3:.1e}', f'{first.error_6:.1e}'):
         assert part in text[2]
     assert text[4] == 'Left as they were: 1'
-    assert 'Hardswish' in text[5]
+    assert 'Hardtanh' in text[5]
 
 
 def test_a_second_conversion_changes_nothing():
