@@ -18,6 +18,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 # Parameters that hold positions or a token, by the names that backbones of OpenMMLab give them.
 POSITIONS = (
     'cls_token',
+    'reg_token',
     'pos_embed',
     'absolute_pos_embed',
     'relative_position_bias_table',

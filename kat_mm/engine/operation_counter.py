@@ -36,7 +36,7 @@ PARTS = (
     *(RATIONAL_ACTIVATIONS, 'norms', 'pyramid', 'other products'),
 )
 NAMES = (  # what modules are called in a part
-    ('patch_embed|pos_embed|cls_token', 'embeddings'),
+    ('patch_embed|pos_embed|cls_token|reg_token', 'embeddings'),
     ('attn|attention', 'attention, linear layers'),
     (r'\b(mlp|ffns?)\b', 'MLP, linear layers'),
     (r'\bpyramid\b', 'pyramid'),

@@ -68,6 +68,8 @@ class KAT(BaseModule):
         cls_token: keeps a class token in attention, as the published models do. Maps leave it
             out. Windowed attention has none, so window_size > 0 overrules it; loading then drops
             a checkpoint's class token and logs it.
+        reg_tokens: number of registers, further tokens in attention that maps leave out (arXiv
+            2309.16588); as the class token, they need global attention.
         window_size: side in tokens of attention windows; 0 for global attention everywhere.
         global_blocks: with windows, the blocks that attend globally. By default the last of each
             quarter: (2, 5, 8, 11) of 12, as in ViTDet (arXiv 2203.16527, section 3).
@@ -89,6 +91,7 @@ class KAT(BaseModule):
         qkv_bias: learns a bias of queries, keys and values.
         final_norm: applies a layer norm to the last block's map, as the published models do.
             Maps of other blocks are not normed.
+        pre_norm: applies a layer norm to the embedded tokens, as CLIP does.
         mimetic: initialises attention by `mimetic_init_`; otherwise as timm's ViT.
         drop_rate: dropout probability of the embedded tokens and behind linear layers.
         layer_scale: initial value of a learned scale of each branch; None for none.
@@ -130,6 +133,8 @@ class KAT(BaseModule):
         in_channels: int = 3,
         qkv_bias: bool = True,
         final_norm: bool = True,
+        reg_tokens: int = 0,
+        pre_norm: bool = False,
         mimetic: bool = True,
         drop_rate: float = 0.0,
         layer_scale: float | None = None,
@@ -144,7 +149,8 @@ class KAT(BaseModule):
         self.grid = patch_grid(img_size, patch_size)
         self.with_cp = with_cp
         self.frozen_stages = whole('frozen_stages', frozen_stages, -1, depth)
-        self.num_prefix = int(cls_token and not window_size)
+        self.num_cls = int(cls_token and not window_size)
+        self.num_prefix = self.num_cls + (0 if window_size else reg_tokens)
         check_pyramid(pyramid, pyramid_strides, PYRAMID_STRIDES)
         whole('window_size', window_size, 0)
         probability('drop_rate', drop_rate)
@@ -157,11 +163,14 @@ class KAT(BaseModule):
         self.window_size = window_size if len(global_blocks) < depth else 0
 
         self.patch_embed = PatchEmbed(in_channels, dims, patch_size)
-        if self.num_prefix:
+        if self.num_cls:
             self.cls_token = nn.Parameter(torch.empty(1, 1, dims))
-        positions = self.num_prefix + self.grid[0] * self.grid[1]
+        if self.num_prefix > self.num_cls:
+            self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, dims))
+        positions = self.num_cls + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, positions, dims))
         self.pos_drop = nn.Dropout(drop_rate)
+        self.norm_pre = nn.LayerNorm(dims, eps=1e-6) if pre_norm else nn.Identity()
 
         # A pretrained model overwrites the attention weights: skip their costly decompositions.
         mimetic = mimetic and not loads_pretrained(init_cfg)
@@ -210,10 +219,14 @@ class KAT(BaseModule):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         self._check(images)
         x, grid = self.patch_embed(images)
-        pos_embed = resize_pos_embed(self.pos_embed, self.grid, grid, self.num_prefix)
-        if self.num_prefix:
+        pos_embed = resize_pos_embed(self.pos_embed, self.grid, grid, self.num_cls)
+        if self.num_cls:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        x = self.pos_drop(x + pos_embed)
+        x = x + pos_embed
+        if self.num_prefix > self.num_cls:
+            registers = self.reg_token.expand(x.shape[0], -1, -1)
+            x = torch.cat([x[:, : self.num_cls], registers, x[:, self.num_cls :]], 1)
+        x = self.norm_pre(self.pos_drop(x))
         maps = []
         for i, block in enumerate(self.blocks):
             if self.with_cp and torch.is_grad_enabled():
@@ -266,7 +279,7 @@ class KAT(BaseModule):
         depth = self.num_layers + 1
         if param_name.startswith(prefix):
             part, _, rest = param_name[len(prefix) :].partition('.')
-            if part in ('cls_token', 'pos_embed', 'patch_embed'):
+            if part in ('cls_token', 'reg_token', 'pos_embed', 'patch_embed', 'norm_pre'):
                 depth = 0
             elif part == 'blocks':
                 depth = int(rest.partition('.')[0]) + 1
@@ -276,19 +289,28 @@ class KAT(BaseModule):
     def _reset_embeddings(self) -> None:
         """Draws the embeddings as timm's ViT does; the patch projection keeps torch's default."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.num_prefix:
-            nn.init.normal_(self.cls_token, std=1e-6)
+        for token in self._tokens():
+            nn.init.normal_(token, std=1e-6)
+
+    def _tokens(self) -> list[nn.Parameter]:
+        """Returns the class token and the registers, if there are any."""
+        return [getattr(self, name) for name in ('cls_token', 'reg_token') if hasattr(self, name)]
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        modules = [self.patch_embed, self.pos_drop, *self.blocks[: self.frozen_stages]]
+        modules = [
+            self.patch_embed,
+            self.pos_drop,
+            self.norm_pre,
+            *self.blocks[: self.frozen_stages],
+        ]
         return [*modules, self.norm] if self.frozen_stages == self.num_layers else modules
 
     def _freeze(self) -> None:
         frozen = [parameter for m in self._frozen_modules() for parameter in m.parameters()]
         if self.frozen_stages >= 0:
-            frozen += [self.pos_embed, *([self.cls_token] if self.num_prefix else [])]
+            frozen += [self.pos_embed, *self._tokens()]
         if self.last_block < self.num_layers - 1:
             frozen += [*self.blocks[self.last_block + 1 :].parameters(), *self.norm.parameters()]
         for parameter in frozen:
@@ -317,10 +339,10 @@ class KAT(BaseModule):
                     f'{pos_key}: the checkpoint has {shapes}; their channels must agree: '
                     "choose the checkpoint's arch"
                 )
-            adapted = adapt_pos_embed(pos_embed, has_cls_token, self.grid, self.num_prefix)
+            adapted = adapt_pos_embed(pos_embed, has_cls_token, self.grid, self.num_cls)
             state_dict[pos_key] = adapted
             print_log(f'{pos_key}: adapted, as the checkpoint has {shapes}', 'current')
-        if has_cls_token and not self.num_prefix:
+        if has_cls_token and not self.num_cls:
             state_dict.pop(cls_key)
             print_log(
                 f'{cls_key}: dropped, as this model has no class token', 'current', logging.WARNING

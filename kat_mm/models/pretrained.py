@@ -3,14 +3,17 @@
 import logging
 from collections.abc import Iterable
 
+import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint, to_kat_keys, weights_of
+from ..conversion.vit import INTERVAL, fit_activation, is_vit, to_timm_keys, vit_to_kat
 from ..errors import DataError
+from .gr_kan import GRKAN
 
-# What a classifier or a pretraining task has besides the backbone.
-UNUSED = ('head', 'head_dist', 'fc_norm', 'dist_token', 'mask_token', 'cls_token', 'norm')
+# What a classifier has besides the backbone, and what windowed attention has no place for.
+UNUSED = ('head', 'head_dist', 'fc_norm', 'dist_token', 'cls_token', 'reg_token', 'norm')
 # What dense prediction adds to a classifier, and is drawn anew.
 ADDED = ('pyramid', 'rel_pos')
 # Shapes that the model fits to its own.
@@ -19,6 +22,9 @@ FITTED = ('pos_embed',)
 
 def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) -> None:
     """Loads weights of a KAT or ViT into the backbone `model`, and logs which were not used.
+
+    Those of a ViT become weights of a KAT that computes the same, up to the error of a fit, by
+    `vit_to_kat`. Patches of another size and position embeddings of another grid are resampled.
 
     Args:
         model: a `KAT`.
@@ -35,8 +41,17 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
         weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
         if not weights:
             raise DataError(f'checkpoint {source} has no keys that start with {start!r}')
-    weights = to_kat_keys(weights)
+    weights = to_timm_keys(to_kat_keys(weights))
+    if is_vit(weights) and isinstance(model.blocks[0].mlp, GRKAN):
+        activation = 'quick_gelu' if 'norm_pre.weight' in weights else 'gelu'
+        error = fit_activation(activation).error
+        weights = vit_to_kat(weights, activation, model.blocks[0].mlp.act1.num_groups)
+        message = f'act2 is {activation}, fitted to {error:.2g} on [-{INTERVAL:g}, {INTERVAL:g}]'
+        print_log(f'{source} is a ViT, made a KAT: {message}', 'current')
+    if 'norm_pre.weight' in weights:  # CLIP's patch projection has no bias
+        weights.setdefault('patch_embed.proj.bias', torch.zeros(model.embed_dims))
     own = model.state_dict()
+    _resample_patches(weights, own['patch_embed.proj.weight'])
     unused = [key for key in weights if key not in own]
     missing = [key for key in own if key not in weights and not _is_part(key, ADDED)]
     misfits = [
@@ -59,6 +74,26 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
     if unused:
         message = f'in {source}, but not in the backbone, so not used: {", ".join(unused)}'
         print_log(message, 'current', logging.INFO)
+
+
+def _resample_patches(weights: dict[str, Tensor], own: Tensor) -> None:
+    """Resamples the patch projection to the model's size, as FlexiViT does (arXiv 2212.08013)."""
+    key = 'patch_embed.proj.weight'
+    weight = weights.get(key)
+    if weight is None or weight.dim() != 4 or weight.shape[2:] == own.shape[2:]:
+        return
+    if weight.shape[:2] != own.shape[:2]:
+        return  # of another architecture, which is reported
+    try:
+        from timm.layers import resample_patch_embed
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f'{key}: patches of {tuple(weight.shape[2:])} pixels cannot be resampled to '
+            f'{tuple(own.shape[2:])} without timm: pip install timm'
+        ) from error
+    weights[key] = resample_patch_embed(weight.float(), list(own.shape[2:]))
+    message = f'resampled from {tuple(weight.shape[2:])} to {tuple(own.shape[2:])} pixels'
+    print_log(f'{key}: {message}', 'current')
 
 
 def _is_part(key: str, parts: Iterable[str]) -> bool:

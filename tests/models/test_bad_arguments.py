@@ -35,7 +35,10 @@ def small(**kwargs):
         ({'ffn': ['mlp']}, "unknown ffn ['mlp']; known: gr_kan, mlp"),
         ({'attention': 'linear'}, "unknown attention 'linear'; known: softmax"),
         ({'act_init': 'swish'}, 'act_init must be a pair, what act1 and act2 start as, such as ('),
-        ({'act_init': ('identity', 'sine')}, "unknown rational init 'sine'; known: elu, geglu, gelu"),
+        (
+            {'act_init': ('identity', 'sine')},
+            "unknown rational init 'sine'; known: elu, geglu, gelu",
+        ),
         ({'act_init': ('identity', 1.0)}, 'init=1.0 must be the name of a function or a pair'),
         ({'act_init': ('identity', (1, 2))}, 'init=(1, 2) must be the name of a function or a'),
         ({'out_indices': (4,)}, 'out_indices=(4,) must be different indices of the 4 blocks: 0 to'),

@@ -13,6 +13,8 @@ from kat_mm.errors import DataError
 from kat_mm.models import KAT
 
 timm = pytest.importorskip('timm')
+vits = pytest.importorskip('vits')
+
 ARCH = {'embed_dims': 48, 'num_layers': 2, 'num_heads': 2}
 
 
@@ -72,8 +74,8 @@ def without(key):
         (without('blocks.1.mlp.fc1.bias'), 'the checkpoint has no blocks.1.mlp.fc1.bias'),
         (lambda s: {**s, 'blocks.2.norm1.bias': s['norm.bias']}, 'the model has no blocks.2.norm1'),
         (
-            lambda s: {**s, 'patch_embed.proj.weight': torch.zeros(48, 3, 8, 8)},
-            r'patch_embed.proj.weight: the checkpoint has \(48, 3, 8, 8\), the model \(48, 3, 16',
+            lambda s: {**s, 'patch_embed.proj.weight': torch.zeros(48, 1, 8, 8)},
+            r'patch_embed.proj.weight: the checkpoint has \(48, 1, 8, 8\), the model \(48, 3, 16',
         ),
         (
             lambda s: {**s, 'blocks.0.mlp.act1.weight_denominator': torch.zeros(4, 4)},
@@ -102,6 +104,52 @@ def test_a_prefix_picks_keys(tmp_path):
     init_cfg['prefix'] = 'gone'
     with pytest.raises(DataError, match=r"has no keys that start with 'gone\.'"):
         KAT(ARCH, img_size=64, init_cfg=init_cfg).init_weights()
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [
+        ('timm_layout', {}),
+        ('mae', {}),
+        ('dino', {}),
+        ('deit3', {'layer_scale': 1.0}),
+        ('dinov2', {'layer_scale': 1.0, 'reg_tokens': 4}),
+        ('clip', {'pre_norm': True}),
+    ],
+)
+def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
+    vit, content = getattr(vits, name)()
+    torch.save(content, tmp_path / 'vit.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    model = KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg, **kwargs).eval()
+    model.init_weights()
+    x = torch.randn(2, 3, 32, 32)
+    expected = vit.forward_features(x)[:, vit.num_prefix_tokens :].mT.unflatten(2, (4, 4))
+    assert (model(x)[0] - expected).abs().max() < 0.05
+    plain = KAT(arch, img_size=32, patch_size=8, ffn='mlp', init_cfg=init_cfg, **kwargs).eval()
+    plain.init_weights()
+    # The twin has GELU, CLIP an approximation of it.
+    tolerance = 0.05 if name == 'clip' else 1e-4
+    torch.testing.assert_close(plain(x)[0], expected, rtol=1e-4, atol=tolerance)
+
+
+def test_patches_of_another_size_are_resampled(tmp_path):
+    """A smooth image gives nearly the same tokens at the other size of patches."""
+    vit = vits.vit(depth=1)
+    path = save(tmp_path / 'vit.pth', vit.state_dict())
+    init_cfg = {'type': 'Pretrained', 'checkpoint': path}
+    arch = {'embed_dims': 64, 'num_layers': 1, 'num_heads': 1}
+    model = KAT(arch, img_size=64, patch_size=16, ffn='mlp', init_cfg=init_cfg).eval()
+    model.init_weights()
+    coarse = torch.randn(1, 3, 3, 3)
+    images = [
+        nn.functional.interpolate(coarse, size=(side, side), mode='bicubic', align_corners=False)
+        for side in (32, 64)
+    ]
+    expected = vit.patch_embed(images[0])
+    tokens, _ = model.patch_embed(images[1])
+    assert (tokens - expected).norm() < 0.1 * expected.norm()
 
 
 class Detector(BaseModel):

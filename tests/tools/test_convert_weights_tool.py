@@ -1,12 +1,7 @@
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip('timm')
-sys.path.insert(0, str(Path(__file__).parent.parent / 'conversion'))
 import vits
 from safetensors.torch import load_file
 
