@@ -16,12 +16,14 @@ def parse_args():
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
-        help='detection: a .pkl file for the predictions; segmentation: a folder for label maps',
+        help='detection: a .pkl file for the predictions; segmentation: a folder for a label map '
+        "per image, an 8-bit PNG of its name and size (of ADE20K in the evaluation server's "
+        'format, with values 1 to 150)',
     )
     parser.add_argument(
         '--show-dir',
-        help='where pictures of the predictions go; for detection, a relative path counts from '
-        'the log folder in the work dir',
+        help='where pictures of the predictions beside the ground truth go; for detection, a '
+        'relative path counts from the log folder in the work dir',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
@@ -29,18 +31,14 @@ def parse_args():
     return parser.parse_args()
 
 
-def is_segmentation(config: Config) -> bool:
-    return config.get('default_scope') == 'mmseg'
-
-
 def draw_predictions(config: Config, args) -> None:
     hook = config.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise ConfigError(f'--show and --show-dir: {args.config} has no visualization hook')
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
-    if is_segmentation(config):
+    if cli.is_segmentation(config):
         hook.interval = 1  # every picture, as in detection
-    if args.show_dir and is_segmentation(config):
+    if args.show_dir and cli.is_segmentation(config):
         config.visualizer.save_dir = args.show_dir
     elif args.show_dir:
         hook.test_out_dir = args.show_dir
@@ -51,10 +49,10 @@ def augment(config: Config) -> None:
     dataset = config.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    if not is_segmentation(config):
+    if not cli.is_segmentation(config):
         from kat_mm.engine import instance_tta  # noqa: F401, registers the model
     if not (config.get('tta_model') and config.get('tta_pipeline')):
-        if is_segmentation(config):
+        if cli.is_segmentation(config):
             raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
         config.tta_model = dict(
             type='InstanceTTAModel',
@@ -84,13 +82,13 @@ def main():
         draw_predictions(config, args)
     if args.tta:
         augment(config)
-    if args.out and is_segmentation(config):
+    if args.out and cli.is_segmentation(config):
         next(cli.nested(config.test_evaluator, 'type')).output_dir = args.out
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out}: detections are saved to a file that ends in .pkl')
 
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    if args.out and not is_segmentation(config):
+    if args.out and not cli.is_segmentation(config):
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

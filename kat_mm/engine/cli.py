@@ -13,13 +13,17 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS, DefaultScope
 
+from ..datasets.loading import LoadCheckedImage, LoadCheckedLabelMap
 from ..errors import ConfigError, DataError, UserError
 
 BAD_IMAGE = 'failed to load image: '  # mm's loader asserts it, with the name
 DEMO = 'or try the embedded data set: make demo'
+ADE20K = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
 
 
 def run_reporting_errors(main: Callable[[], None]) -> None:
@@ -112,6 +116,10 @@ def use_full_precision_on_cpu(config: Config) -> None:
             wrapper.pop(key, None)
 
 
+def is_segmentation(config: Config) -> bool:
+    return config.get('default_scope') == 'mmseg'
+
+
 def nested(node, key: str) -> Iterator[ConfigDict]:
     """Yields every dict in `node` that has `key`, outermost first."""
     if isinstance(node, dict):
@@ -135,8 +143,10 @@ def _is_local(path: str) -> bool:
 def check_data(config: Config, *splits: str) -> None:
     """Checks that the files and folders of the data sets of some splits exist.
 
+    Of segmentation data sets it also loads the first label maps.
+
     Raises:
-        DataError: names the first that is missing, its data set and ways out.
+        DataError: names the first that is missing or does not fit, and ways out.
     """
     for split in splits:
         for dataset in nested(config.get(f'{split}_dataloader'), 'data_root'):
@@ -146,6 +156,8 @@ def check_data(config: Config, *splits: str) -> None:
                 path = Path(root, part)
                 if root and _is_local(root) and _is_local(part) and not path.exists():
                     raise DataError(_missing_data(root, path))
+            if root and _is_local(root) and is_segmentation(config):
+                _check_label_maps(dataset)
         for metric in nested(config.get(f'{split}_evaluator'), 'ann_file'):
             path = metric['ann_file']
             if path and _is_local(path) and not Path(path).exists():
@@ -154,9 +166,31 @@ def check_data(config: Config, *splits: str) -> None:
 
 def _missing_data(root: str, path: Path) -> str:
     missing = f'data set not found in {root!r}: {path} does not exist'
-    if Path(root).name == 'digit_scenes':
+    name = Path(root).name
+    if name == 'digit_scenes':
         return f'{missing}. Make it with: python tools/make_digit_scenes.py {root}'
+    if name == 'ADEChallengeData2016':
+        return (
+            f'{missing}. Unpack {ADE20K} in {Path(root).parent} (images and annotations, each of '
+            f'training and validation), {DEMO}-seg'
+        )
     return f'{missing}. Put or link the data set there, {DEMO}'
+
+
+def _check_label_maps(dataset: ConfigDict, count: int = 20) -> None:
+    """Loads the first images and label maps of one of mmseg's data sets; the rest as they come."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
+    samples = built.load_data_list()[:count]
+    if not samples:
+        raise DataError(
+            f'{built.data_prefix["img_path"]} holds no image *{built.img_suffix}. Put the images '
+            'there, or set img_suffix of the data set'
+        )
+    if classes := built.metainfo.get('classes'):
+        load = Compose([LoadCheckedImage(), LoadCheckedLabelMap(len(classes))])
+        for sample in samples:
+            load(sample)
 
 
 def check_checkpoint(path: str, resume: bool = False) -> None:
