@@ -17,6 +17,7 @@ NAMES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
 COCO = [name for name in NAMES if name.endswith('_maskrcnn_coco.py')]
+ADE20K = [name for name in NAMES if name.endswith('_upernet_ade20k.py')]
 
 # Each KAT config and its twin with plain MLPs.
 COCO_TWINS = {
@@ -24,7 +25,18 @@ COCO_TWINS = {
     'kat_maskrcnn_coco.py': 'coco/vit_small_maskrcnn_coco.py',
     'coco/kat_base_maskrcnn_coco.py': 'coco/vit_base_maskrcnn_coco.py',
 }
-TWINS = {**COCO_TWINS, 'digits/kat_maskrcnn_800x1333.py': 'digits/vit_maskrcnn_800x1333.py'}
+ADE20K_TWINS = {
+    'ade20k/kat_tiny_upernet_ade20k.py': 'ade20k/vit_tiny_upernet_ade20k.py',
+    'kat_upernet_ade20k.py': 'ade20k/vit_small_upernet_ade20k.py',
+    'ade20k/kat_base_upernet_ade20k.py': 'ade20k/vit_base_upernet_ade20k.py',
+}
+TWINS = {
+    **COCO_TWINS,
+    **ADE20K_TWINS,
+    'digits/kat_maskrcnn_800x1333.py': 'digits/vit_maskrcnn_800x1333.py',
+}
+# Of the whole segmentor, as the KAT paper (arXiv 2409.10594) gives them.
+PUBLISHED_PARAMETERS = {'kat_upernet_ade20k.py': 57e6, 'ade20k/kat_base_upernet_ade20k.py': 142e6}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -69,6 +81,9 @@ def test_config_builds_its_model(load, name):
     model = build(config)
     assert type(model).__name__ == config.model.type
     assert type(model.backbone).__name__ == 'KAT'
+    if name in PUBLISHED_PARAMETERS:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        assert count == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.015)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -83,30 +98,36 @@ def test_training_is_safe_and_repeatable(load, name):
     assert 'kat_mm' in config.custom_imports.imports
 
 
-def test_the_coco_configs_are_pairs():
-    assert sorted(COCO) == sorted([*COCO_TWINS, *COCO_TWINS.values()])
-    assert len(COCO_TWINS) == len(ARCHS)
+@pytest.mark.parametrize(('names', 'twins'), [(COCO, COCO_TWINS), (ADE20K, ADE20K_TWINS)])
+def test_the_configs_are_pairs(names, twins):
+    assert names == sorted([*twins, *twins.values()])
+    assert len(twins) == len(ARCHS)
 
 
 @pytest.mark.parametrize(('kat', 'vit'), TWINS.items())
 def test_twins_differ_in_ffn_and_weights_only(load, kat, vit):
     different = set(differences(load(kat), load(vit)))
-    weights = {'model.backbone.init_cfg.checkpoint', 'pretrained'} if kat in COCO else set()
+    weights = (
+        {'model.backbone.init_cfg.checkpoint', 'pretrained'} if kat in COCO + ADE20K else set()
+    )
     assert different == {'model.backbone.ffn', *weights}
     assert load(kat).model.backbone.get('ffn', 'gr_kan') == 'gr_kan'
     assert load(vit).model.backbone.ffn == 'mlp'
+
+
+def check_optimizer(config):
+    assert config.auto_scale_lr.base_batch_size == 16 == 8 * config.train_dataloader.batch_size
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr) == ('AdamW', 1e-4)
+    assert config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.optim_wrapper.dtype == 'bfloat16'
 
 
 @pytest.mark.parametrize('name', COCO)
 def test_coco_recipe(load, name):
     config = load(name)
     assert config.train_cfg.max_epochs == 36
-    assert config.auto_scale_lr.base_batch_size == 16 == 8 * config.train_dataloader.batch_size
-
-    optimizer = config.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr) == ('AdamW', 1e-4)
-    assert config.optim_wrapper.type == 'AmpOptimWrapper'
-    assert config.optim_wrapper.dtype == 'bfloat16'
+    check_optimizer(config)
     assert all(s.end == config.train_cfg.max_epochs for s in config.param_scheduler if s.by_epoch)
 
     for split, folder in (('train', 'train2017'), ('val', 'val2017'), ('test', 'val2017')):
@@ -126,13 +147,37 @@ def test_coco_recipe(load, name):
 @pytest.mark.parametrize('name', COCO)
 def test_coco_sizes_fit_together(load, name):
     config = load(name)
-    backbone = config.model.backbone
+    assert config.model.neck.in_channels == check_size(name, config.model.backbone)
+    assert config.model.backbone.window_size == 14
+
+
+def check_size(name, backbone):
+    """Checks arch and weights against the name of the config; returns the arch's channels."""
     kind, size = Path(name).stem.split('_')[:2]
     size = size if size in ARCHS else 'small'
     assert backbone.arch == size
-    assert config.model.neck.in_channels == ARCHS[size]['embed_dims']
     assert backbone.init_cfg.checkpoint == f'checkpoints/{kind}_{size}_patch16_224.pth'
-    assert backbone.window_size == 14
+    return ARCHS[size]['embed_dims']
+
+
+@pytest.mark.parametrize('name', ADE20K)
+def test_ade20k_recipe(load, name):
+    config = load(name)
+    assert config.train_cfg.max_iters == 160000 == config.param_scheduler[-1].end
+    check_optimizer(config)
+    check_size(name, config.model.backbone)
+    for split, folder in (('train', 'training'), ('val', 'validation'), ('test', 'validation')):
+        dataset = config[f'{split}_dataloader'].dataset
+        assert dataset.type == 'ADE20KDataset'
+        assert dataset.data_root == 'data/ade/ADEChallengeData2016'
+        assert dataset.data_prefix == dict(
+            img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}'
+        )
+        assert 'LoadCheckedLabelMap' in [step.type for step in dataset.pipeline]
+    (crop,) = (s for s in config.train_dataloader.dataset.pipeline if s.type == 'RandomCrop')
+    assert tuple(crop.crop_size) == tuple(config.model.data_preprocessor.size) == (512, 512)
+    assert config.val_evaluator.type == 'IoUMetric'
+    assert config.val_evaluator.iou_metrics == ['mIoU']
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -140,4 +185,4 @@ def test_no_weights_but_the_backbones_are_loaded(load, name):
     """The base config of mmdet names ResNet weights on the internet."""
     config = load(name)
     named = [init['checkpoint'] for init in nested(config.model, 'checkpoint')]
-    assert named == ([config.pretrained] if name in COCO else [])
+    assert named == ([config.pretrained] if name in COCO + ADE20K else [])

@@ -1,0 +1,5 @@
+# The twin of KAT-S with plain MLPs, which is UPerNet with ViT-S.
+_base_ = '../kat_upernet_ade20k.py'
+
+pretrained = 'checkpoints/vit_small_patch16_224.pth'
+model = dict(backbone=dict(ffn='mlp', init_cfg=dict(checkpoint=pretrained)))

@@ -1,0 +1,5 @@
+# The twin of KAT-T with plain MLPs, which is UPerNet with ViT-T.
+_base_ = './kat_tiny_upernet_ade20k.py'
+
+pretrained = 'checkpoints/vit_tiny_patch16_224.pth'
+model = dict(backbone=dict(ffn='mlp', init_cfg=dict(checkpoint=pretrained)))
