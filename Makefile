@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# These do everything on a fresh machine: `make demo`, `make demo-seg` and `make test`.
 # Each sets up the virtual environment VENV first, if that has not been done.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BUILT := $(VENV)/.built
 # Waiting threads that sleep instead of spinning: several times faster where cores are shared.
 RUN := OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 $(VENV)/bin/python
 
-.PHONY: demo test lint setup clean
+.PHONY: demo demo-seg test lint setup clean
 
 setup: $(BUILT)
 
@@ -30,6 +30,9 @@ $(BUILT): $(INSTALLED) setup.py $(wildcard ops/*.h ops/*/*)
 
 demo: $(BUILT)
 	$(RUN) tools/demo.py
+
+demo-seg: $(BUILT)
+	$(RUN) tools/demo.py --config configs/kat_upernet_digits.py
 
 test: $(BUILT)
 	$(RUN) -m pytest tests

@@ -1,11 +1,13 @@
-"""Trains a small KAT Mask R-CNN on the embedded digit scenes and shows what it has learned."""
+"""Trains a small KAT on the embedded digit scenes and shows what it has learned."""
 
 import argparse
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +17,46 @@ from kat_mm.engine.curves import plot_training, read_scalars
 
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / 'configs' / 'kat_maskrcnn_digits.py'
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between detection and segmentation."""
+
+    model: str
+    saving: str  # setting that has validation save its predictions
+    results: str  # where they then are
+    scores: dict[str, str]  # name in the log: name
+    perfect: float  # the best score there is
+    next_data: str
+    next_config: str
+
+
+TASKS = {
+    'mmdet': Task(
+        model='Mask R-CNN',
+        saving='val_evaluator.outfile_prefix={}/results',
+        results='results.segm.json',
+        scores={
+            'coco/bbox_mAP': 'box AP',
+            'coco/bbox_mAP_50': 'box AP50',
+            'coco/segm_mAP': 'mask AP',
+            'coco/segm_mAP_50': 'mask AP50',
+        },
+        perfect=1,
+        next_data='COCO 2017 in data/coco',
+        next_config='configs/kat_maskrcnn_coco.py',
+    ),
+    'mmseg': Task(
+        model='UPerNet',
+        saving='val_evaluator.output_dir={}/labels',
+        results='labels',
+        scores={'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
+        perfect=100,
+        next_data='ADE20K in data/ade/ADEChallengeData2016',
+        next_config='configs/kat_upernet_ade20k.py',
+    ),
+}
 
 
 def run(tool: str, *arguments) -> None:
@@ -29,31 +71,29 @@ def main():
     parser.add_argument('--data', type=Path, default=Path('data/digit_scenes'), help='its data')
     parser.add_argument('--pictures', type=int, default=12, help='validation scenes to draw')
     args = parser.parse_args()
+    task = TASKS[Config.fromfile(args.config).default_scope]
     work_dir = Path('work_dirs') / args.config.stem
     predictions = work_dir / 'predictions'
 
     start = time.time()
     run('make_digit_scenes.py', args.data)
-    options = [f'val_evaluator.outfile_prefix={predictions}/results']
+    options = [task.saving.format(predictions)]
     run('train.py', args.config, '--work-dir', work_dir, '--cfg-options', *options)
     seconds = time.time() - start
 
     curves = work_dir / 'curves.png'
     plot_training(work_dir, curves)
-    draw_comparisons(
-        args.data, 'val', f'{predictions}/results.segm.json', predictions, args.pictures
-    )
+    draw_comparisons(args.data, 'val', predictions / task.results, predictions, args.pictures)
     scores = read_scalars(work_dir)[1][-1]
-    table = Table(show_header=False, title='KAT Mask R-CNN on scenes of unseen digits')
-    for key, name in (('bbox', 'box'), ('segm', 'mask')):
-        table.add_row(f'{name} AP', f'{scores[f"coco/{key}_mAP"]:.3f}')
-        table.add_row(f'{name} AP50', f'{scores[f"coco/{key}_mAP_50"]:.3f}')
+    table = Table(show_header=False, title=f'KAT {task.model} on scenes of unseen digits')
+    for key, name in task.scores.items():
+        table.add_row(name, f'{scores[key] / task.perfect:.3f}')
     table.add_row('seconds', f'{seconds:.0f}')
     table.add_row('checkpoint', latest_checkpoint(work_dir))
     table.add_row('curves', str(curves))
     table.add_row('predictions', f'{predictions}/*.png')
-    table.add_row('next, on COCO', 'put COCO 2017 in data/coco, then')
-    table.add_row('', f'{sys.executable} tools/train.py configs/kat_maskrcnn_coco.py')
+    table.add_row('next', f'put {task.next_data}, then')
+    table.add_row('', f'{sys.executable} tools/train.py {task.next_config}')
     Console().print(table)
 
 

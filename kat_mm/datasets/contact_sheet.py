@@ -51,7 +51,7 @@ def contact_sheet(root: str | Path, split: str, scenes: int = 12, columns: int =
         tiles = (
             enlarge(image),
             draw_annotations(image, annotations.get(entry['id'], [])),
-            enlarge(np.array([BACKGROUND, *PALETTE], np.uint8)[labels][..., ::-1]),
+            draw_labels(labels),
         )
         cells.append(stack([frame(tile, 1) for tile in tiles], axis=0))
     if not cells:
@@ -90,6 +90,11 @@ def draw_annotations(image: np.ndarray, annotations: list[dict]) -> np.ndarray:
         cv2.rectangle(canvas, (x, y), (x + width - 1, y + height - 1), colour, 1)
         _draw_name(canvas, CLASSES[annotation['category_id'] - 1], x, y, colour)
     return canvas
+
+
+def draw_labels(labels: np.ndarray) -> np.ndarray:
+    """Return an enlarged label map in the colours of the classes."""
+    return enlarge(np.array([BACKGROUND, *PALETTE], np.uint8)[labels][..., ::-1])
 
 
 def _draw_name(canvas: np.ndarray, text: str, x: int, y: int, colour: tuple[int, ...]) -> None:
