@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
+from ..checkpoint import is_hub_id, read_checkpoint, weights_of
 from ..datasets.loading import LoadCheckedImage, LoadCheckedLabelMap
 from ..errors import ConfigError, DataError, UserError
 
@@ -201,33 +201,13 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     """
     if not _is_local(path):
         return
-    if not Path(path).is_file():
-        raise DataError(f'checkpoint {path} does not exist')
-    try:
-        # Mapped, so that only the structure is read; safe, so that nothing in it is run.
-        mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
-    except Exception as error:  # damaged files fail in many ways
-        raise DataError(f'checkpoint {path} cannot be read: {_unreadable(error)}') from error
-    weights = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
-        raise DataError(f'checkpoint {path} holds no weights: it must be a state dict or have one')
+    content = read_checkpoint(path)
+    weights_of(content, f'checkpoint {path}')
     if resume and (missing := {'meta', 'message_hub', 'optimizer'} - set(content)):
         raise DataError(
             f'checkpoint {path} cannot be resumed: it has no {", ".join(sorted(missing))}. To '
             f'start from its weights: --cfg-options load_from={path}'
         )
-
-
-def _unreadable(error: Exception) -> str:
-    if match := re.search(r'GLOBAL (\S+)', str(error)):
-        return (
-            f'it holds {match[1]}, which is refused as it could run code. Save the weights alone: '
-            'torch.save(dict(state_dict=...), path)'
-        )
-    if match := re.search(r'^.*\bis refused\b.*$', str(error), re.MULTILINE):
-        return match[0]
-    return 'it is cut short, damaged or no checkpoint. Copy or download it again'
 
 
 def check_pretrained(config: Config) -> None:
@@ -241,6 +221,9 @@ def check_pretrained(config: Config) -> None:
         for settings in nested(config.get('model'), key):
             path = settings[key]
             if not isinstance(path, str) or not _is_local(path):
+                continue
+            if is_hub_id(path):  # downloaded now, so that training starts with it or not at all
+                read_checkpoint(path)
                 continue
             if not Path(path).exists():
                 raise DataError(

@@ -16,8 +16,6 @@ from .gr_kan import GRKAN
 UNUSED = ('head', 'head_dist', 'fc_norm', 'dist_token', 'cls_token', 'reg_token', 'norm')
 # What dense prediction adds to a classifier, and is drawn anew.
 ADDED = ('pyramid', 'rel_pos')
-# Shapes that the model fits to its own.
-FITTED = ('pos_embed',)
 
 
 def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) -> None:
@@ -56,8 +54,8 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
     missing = [key for key in own if key not in weights and not _is_part(key, ADDED)]
     misfits = [
         f'{key}: the checkpoint has {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
-        for key in own.keys() & weights.keys() - set(FITTED)
-        if weights[key].shape != own[key].shape
+        for key in own.keys() & weights.keys()
+        if not _fit(key, weights[key].shape, own[key].shape)
     ]
     problems = [f'the model has no {key}' for key in unused if not _is_part(key, UNUSED)]
     problems += [f'the checkpoint has no {key}' for key in missing]
@@ -74,6 +72,13 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
     if unused:
         message = f'in {source}, but not in the backbone, so not used: {", ".join(unused)}'
         print_log(message, 'current', logging.INFO)
+
+
+def _fit(key: str, shape: torch.Size, own: torch.Size) -> bool:
+    """Tells whether the model can load a shape; it fits the grid of position embeddings itself."""
+    if key == 'pos_embed' and len(shape) == 3:
+        return shape[::2] == own[::2]
+    return shape == own
 
 
 def _resample_patches(weights: dict[str, Tensor], own: Tensor) -> None:

@@ -183,8 +183,9 @@ def test_weights_of_another_size(run_tool, flat_config, tmp_path):
         *('train.py', flat_config, '--cfg-options', 'model.backbone.init_cfg.type=Pretrained'),
         'model.backbone.init_cfg.checkpoint=weights.pth',
     ).error()
-    assert '(1, 65, 48), the model has (1, 65, 32)' in message
-    assert "choose the checkpoint's arch" in message
+    assert 'is of another architecture: pos_embed: the checkpoint has (1, 65, 48), ' in message
+    assert 'the model (1, 65, 32)' in message
+    assert 'Set arch, patch_size' in message
 
 
 def test_resume_needs_more_than_weights(run_tool, flat_config, checkpoints):
