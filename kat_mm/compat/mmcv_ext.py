@@ -22,6 +22,7 @@ from kat_mm.compat.mmcv_ops.focal_loss import (
 )
 from kat_mm.compat.mmcv_ops.ms_deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
 from kat_mm.compat.mmcv_ops.nms import nms, nms_match, softnms
+from kat_mm.compat.mmcv_ops.psamask import psamask_backward, psamask_forward
 from kat_mm.compat.mmcv_ops.roi_align import roi_align_backward, roi_align_forward
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     'ms_deform_attn_forward',
     'nms',
     'nms_match',
+    'psamask_backward',
+    'psamask_forward',
     'roi_align_backward',
     'roi_align_forward',
     'sigmoid_focal_loss_backward',

@@ -106,6 +106,7 @@ MORE = [
     'mmseg::mobilenet_v2/mobilenet-v2-d8_fcn_4xb4-160k_ade20k-512x512',
     'mmseg::nonlocal_net/nonlocal_r50-d8_4xb4-80k_ade20k-512x512',
     'mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512',
+    'mmseg::psanet/psanet_r50-d8_4xb4-80k_ade20k-512x512',
     'mmseg::resnest/resnest_s101-d8_fcn_4xb4-160k_ade20k-512x512',
     'mmseg::segmenter/segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512',
     'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512',
