@@ -56,3 +56,15 @@ def test_trains_and_predicts(name, tmp_path):
 def test_refused(name):
     with pytest.raises(CannotSwap, match=re.escape(REFUSED[name])):
         swap_backbone(read_config(name)[0], steps.ARCH)
+
+
+def test_a_stock_config_needs_nothing_but_its_backbone():
+    config, _ = read_config(SHIPPED['FCN'])  # whose model.pretrained names a ResNet's weights
+    kat = {'type': 'KAT', 'arch': steps.ARCH, 'pyramid': (256, 512, 1024, 2048)}
+    config.model.backbone = kat
+    config.custom_imports = {'imports': ['kat_mm']}
+    steps.shrink(config)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = steps.build(config)
+        assert model.backbone.init_cfg is None
+        assert steps.predict(model, config)[0].pred_sem_seg.data.shape == (1, *steps.SIZE)
