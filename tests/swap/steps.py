@@ -35,6 +35,7 @@ FRAME = {
 def shrink(config):
     """Makes small what costs time and has nothing to do with the backbone."""
     model = config.model
+    model.backbone.drop_path_rate = 0.0  # or else, at times, a whole branch has no gradient
     if isinstance(model.get('num_queries'), int):
         model.num_queries = min(model.num_queries, 100)
     preprocessor = model.data_preprocessor
@@ -58,6 +59,12 @@ def classes_of(config):
     )
 
 
+def loads_masks(config):
+    steps = nested(config.train_dataloader, 'type')
+    defaults = {'LoadAnnotations': False, 'LoadPanopticAnnotations': True}
+    return any(s.get('with_mask', defaults[s.type]) for s in steps if s.type in defaults)
+
+
 def detection_sample(config, rng):
     classes = classes_of(config)
     boxes = np.array([[8, 8, 56, 60], [40, 24, 120, 88], [70, 5, 95, 30]], np.float32)
@@ -74,7 +81,7 @@ def detection_sample(config, rng):
     sample.gt_instances = InstanceData(
         bboxes=HorizontalBoxes(boxes), labels=torch.from_numpy(labels)
     )
-    if any(step['with_mask'] for step in nested(config.train_dataloader, 'with_mask')):
+    if loads_masks(config):
         sample.gt_instances.masks = BitmapMasks(masks, *SIZE)
     sample.ignored_instances = InstanceData(
         bboxes=HorizontalBoxes(np.zeros((0, 4), np.float32)),

@@ -48,7 +48,8 @@ def test_trains_and_predicts(name, tmp_path):
         elif 'pred_panoptic_seg' in sample:
             assert sample.pred_panoptic_seg.sem_seg.shape == (1, *steps.SIZE)
         else:
-            assert len(sample.pred_instances)
+            # Some find nothing before they are trained.
+            assert len(sample.pred_instances) or name in MORE
             assert sample.pred_instances.bboxes.isfinite().all()
 
 
