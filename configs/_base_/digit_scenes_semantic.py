@@ -18,10 +18,11 @@ metainfo = dict(
     ],
 )
 
+label_maps = dict(type='LoadCheckedLabelMap', num_classes=11)
 # No flips: a mirrored digit is not a digit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    label_maps,
     dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='PackSegInputs'),
 ]
@@ -29,7 +30,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(128, 128), keep_ratio=True),
     # After Resize: predictions are scaled back and compared with the labels as they are.
-    dict(type='LoadAnnotations'),
+    label_maps,
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -68,3 +69,16 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
+
+# Test time augmentation by three sizes.
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (112, 128, 144)],
+            [label_maps],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
