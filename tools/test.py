@@ -75,13 +75,13 @@ def augment(config: Config) -> None:
 def main():
     args = parse_args()
     config = cli.load_config(args)
+    if args.tta:
+        augment(config)
     cli.check_data(config, 'test')
     cli.check_checkpoint(args.checkpoint)
     config.load_from, config.resume = args.checkpoint, False
     if args.show or args.show_dir:
         draw_predictions(config, args)
-    if args.tta:
-        augment(config)
     if args.out and cli.is_segmentation(config):
         next(cli.nested(config.test_evaluator, 'type')).output_dir = args.out
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):

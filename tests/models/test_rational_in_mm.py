@@ -13,6 +13,7 @@ from mmdet.models.layers import transformer
 from mmdet.models.layers.transformer import DetrTransformerEncoder
 from mmdet.models.necks import FPN, YOLOXPAFPN
 from mmdet.models.necks.cspnext_pafpn import CSPNeXtPAFPN
+from mmengine.registry import DefaultScope
 from mmseg.models.backbones.mit import MixVisionTransformer
 from mmseg.models.backbones.vit import TransformerEncoderLayer
 
@@ -67,7 +68,8 @@ NECKS_AND_HEADS = [
 
 @pytest.mark.parametrize(('build', 'channels'), NECKS_AND_HEADS)
 def test_necks_and_heads(build, channels):
-    model = build()
+    with DefaultScope.overwrite_default_scope('mmdet'):  # where the head's losses are
+        model = build()
     maps = [torch.randn(2, c, 8 >> level, 8 >> level) for level, c in enumerate(channels)]
     convs = [module for module in model.modules() if isinstance(module, ConvModule)]
     assert train_a_step(model, maps) == [conv.activate for conv in convs]
