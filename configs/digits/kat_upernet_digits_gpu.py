@@ -1,4 +1,4 @@
-# KAT-T on digit scenes at twice their size, for a GPU: minutes to an mIoU of 0.8.
+# KAT-T on digit scenes at twice their size, for minutes on a GPU.
 #   python tools/make_digit_scenes.py data/digit_scenes_large --train 3200 --val 200
 _base_ = '../kat_upernet_digits.py'
 

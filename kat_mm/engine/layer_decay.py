@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..checks import number
 from ..errors import ConfigError
 from ..models.kat import KAT
-from ..rational.layer import GroupRational
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 # Parameters that hold positions or a token, by the names that backbones of OpenMMLab give them.
@@ -146,7 +145,7 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         elif last == 'bias':
             decay_mult = options.get('bias_decay_mult', 0.0)
             lr_mult *= options.get('bias_lr_mult', 1.0)
-        elif isinstance(owner, GroupRational) or last in POSITIONS or parameter.ndim <= 1:
+        elif last in POSITIONS or parameter.ndim <= 1:  # flat: norms, rational coefficients
             decay_mult = 0.0
         custom = options.get('custom_keys', {})
         inside = name.partition('pyramid.')[2]

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..engine.callables import one_line
 from ..errors import ConfigError
 
 
@@ -81,8 +82,3 @@ def kind(config: dict) -> str:
     """Returns the name of the class that a config builds."""
     value = config.get('type')
     return str(getattr(value, '__name__', value)).rpartition('.')[2]
-
-
-def one_line(error: Exception) -> str:
-    """Returns the kind of an error and the first line of its message."""
-    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'

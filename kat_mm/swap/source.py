@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..engine.callables import one_line
 from ..errors import ConfigError
-from .probe import one_line
 
 WIDTH = 100
 PACKAGES = ('mmdet', 'mmseg')
