@@ -15,7 +15,6 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, DefaultScope
 
 from ..checkpoint import is_hub_id, read_checkpoint, weights_of
 from ..datasets.loading import LoadCheckedImage, LoadCheckedLabelMap
@@ -178,9 +177,15 @@ def _missing_data(root: str, path: Path) -> str:
 
 
 def _check_label_maps(dataset: ConfigDict, count: int = 20) -> None:
-    """Loads the first images and label maps of one of mmseg's data sets; the rest as they come."""
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
+    """Loads the first images and label maps of a data set, if it is one of mmseg's."""
+    from mmseg.datasets import BaseSegDataset
+    from mmseg.registry import DATASETS
+
+    kind = dataset['type']
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if kind is None or not issubclass(kind, BaseSegDataset):
+        return
+    built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})
     samples = built.load_data_list()[:count]
     if not samples:
         raise DataError(
