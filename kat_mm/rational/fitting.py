@@ -8,6 +8,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
+from .coefficients import evaluate
+
 POINTS = 1000
 MAX_STEPS = 100
 DIGITS = 9  # what the parameters hold, in fp32
@@ -93,15 +95,9 @@ def largest_error(
     x = np.linspace(low, high, 100_001)
     if low < 0 < high:
         x = np.union1d(x, 0.0)
-    errors = np.abs(evaluate(x, numerator, denominator) - _values(function, x))
+    coefficients = (torch.tensor(list(c), dtype=torch.float64) for c in (numerator, denominator))
+    errors = np.abs(evaluate(torch.from_numpy(x), *coefficients).numpy() - _values(function, x))
     return errors.max(), x[errors.argmax()]
-
-
-def evaluate(x: np.ndarray, numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarray:
-    """Computes P(x) / Q(x) in fp64."""
-    p = sum(a * x**i for i, a in enumerate(numerator))
-    q = 1 + sum(abs(b) * np.abs(x) ** j for j, b in enumerate(denominator, start=1))
-    return p / q
 
 
 def _values(function: Function, x: np.ndarray) -> np.ndarray:
