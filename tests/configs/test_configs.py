@@ -1,11 +1,8 @@
 """Every config parses, builds its model and holds the recipe that it promises."""
 
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
-import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import kat_mm  # noqa: F401
@@ -37,27 +34,6 @@ TWINS = {
 }
 # Of the whole segmentor, as the KAT paper (arXiv 2409.10594) gives them.
 PUBLISHED_PARAMETERS = {'kat_upernet_ade20k.py': 57e6, 'ade20k/kat_base_upernet_ade20k.py': 142e6}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """The initialisation works on small matrices, for which threads cost more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope='module')
-def load():
-    configs = {}
-
-    def load(name):
-        if name not in configs:
-            configs[name] = Config.fromfile(CONFIGS / name)
-        return deepcopy(configs[name])  # building a model takes some settings out
-
-    return load
 
 
 def build(config):
