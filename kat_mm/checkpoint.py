@@ -6,6 +6,7 @@ The layout is that of the published KAT models: `patch_embed.proj.weight`, `cls_
 `head.weight`, which but for the activations is timm's layout of a ViT.
 """
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -29,28 +30,30 @@ HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 MOST_UNPACKED = 4
 
 
-def read_checkpoint(source: str | Path) -> object:
+def read_checkpoint(source: str | Path, mmap: bool = True) -> object:
     """Reads a checkpoint to the CPU, without letting it run code.
 
     Args:
         source: a file (.safetensors, or what `torch.save` wrote), a URL, or the id of a Hugging
             Face repository such as adamdad/kat_small_patch16_224, also with hf-hub: in front.
+        mmap: leaves tensors in the file until they are used, so it must not change until then.
 
     Raises:
         DataError: names the source, what is wrong with it and what to do.
     """
     path = _local_file(str(source))
     if not path.is_file():
-        raise DataError(f'checkpoint {path} does not exist')
+        reason = 'is a folder: name the file in it' if path.is_dir() else 'does not exist'
+        raise DataError(f'checkpoint {path} {reason}')
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
 
             return load_file(path)
-        mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
-        if mapped:
+        is_zip = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
+        if is_zip:
             _check_size(path)
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and is_zip)
     except DataError:
         raise
     except Exception as error:  # damaged files fail in many ways
@@ -63,25 +66,23 @@ def weights_of(content: object, source: str = 'the checkpoint') -> dict[str, Ten
     Raises:
         DataError: if there is none.
     """
-    while isinstance(content, Mapping):
-        wrapper = next((w for w in WRAPPERS if isinstance(content.get(w), Mapping)), None)
-        if wrapper is None:
-            break
-        content = content[wrapper]
-    weights = content if isinstance(content, Mapping) else {}
-    weights = {key: value for key, value in weights.items() if torch.is_tensor(value)}
+    entries, _ = _unwrap(content)
+    weights = {key: value for key, value in entries.items() if torch.is_tensor(value)}
     if not weights:
         raise DataError(f'{source} holds no weights: it must be a state dict or have one')
     return weights
 
 
-def to_kat_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the weights of a KAT or a ViT the keys of this package; other keys stay.
+def to_kat_keys(content: object, source: str = 'the checkpoint') -> dict[str, Tensor]:
+    """Returns the weights of a KAT or a ViT with the keys of this package; other keys stay.
 
     Prefixes that all keys share, or that the backbone has in a detector, are dropped; then only
     the backbone's keys are taken. FlashKAT's names of coefficients become the published ones.
+
+    Raises:
+        DataError: if there is no state dict in the content.
     """
-    weights = weights_of(weights)
+    weights = weights_of(content, source)
     while True:
         prefix = next(
             (p for p in PREFIXES if any(key.startswith(p + 'patch_embed.') for key in weights)),
@@ -91,12 +92,35 @@ def to_kat_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not prefix:
             break
         weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-    return {_renamed(key): value for key, value in weights.items()}
+    return rename_coefficients(weights)
 
 
-def _renamed(key: str) -> str:
-    path, _, name = key.rpartition('.')
-    return f'{path}.{RENAMED[name]}' if name in RENAMED else key
+def left_out(content: object, taken: Mapping[str, Tensor]) -> list[str]:
+    """Returns what else a file held than the weights taken from it, which may have other keys.
+
+    These are keys of its state dict, and the names of other state dicts.
+    """
+    entries, others = _unwrap(content)
+    used = {id(value) for value in taken.values()}
+    return others + [key for key, value in entries.items() if id(value) not in used]
+
+
+def _unwrap(content: object) -> tuple[Mapping, list[str]]:
+    """Returns the innermost entries of what a file held, and the names of those of other models."""
+    others = []
+    while isinstance(content, Mapping):
+        found = [w for w in WRAPPERS if isinstance(content.get(w), Mapping) and content[w]]
+        if not found:
+            return content, others
+        others += found[1:]
+        content = content[found[0]]
+    return {}, others
+
+
+def rename_coefficients(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives coefficients with FlashKAT's names the published ones."""
+    pattern = re.compile(rf'\b({"|".join(RENAMED)})$')
+    return {pattern.sub(lambda name: RENAMED[name[0]], k): v for k, v in weights.items()}
 
 
 def is_hub_id(source: str) -> bool:
@@ -144,7 +168,9 @@ def _from_hub(name: str) -> Path:
 
 def _from_url(url: str) -> Path:
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / url.partition('?')[0].rstrip('/').rpartition('/')[2]
+    name = url.partition('?')[0].rstrip('/').rpartition('/')[2]
+    # Many URLs end in the same name, such as model.safetensors.
+    path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}'
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         try:
