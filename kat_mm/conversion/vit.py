@@ -39,18 +39,29 @@ def is_vit(weights: dict[str, Tensor]) -> bool:
     return 'blocks.0.mlp.fc1.weight' in weights and not any('.mlp.act' in key for key in weights)
 
 
-def to_timm_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the weights of a ViT of DeiT, MAE, DINO, DINOv2 or CLIP timm's keys.
+def vision_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights of a ViT without what pretraining added.
 
-    What pretraining added, decoders and mask tokens, is dropped.
+    That is a decoder, a mask token, or a tower of texts.
     """
-    visual = {k.removeprefix('visual.'): v for k, v in weights.items() if k.startswith('visual.')}
-    if 'class_embedding' in visual:
-        return _from_clip(visual)
-    trained = {
-        re.sub(r'\bgamma_([12])$', r'ls\1.gamma', key): value
+    if 'visual.class_embedding' in weights:  # CLIP, with a projection into the space of texts
+        start = 'visual.'
+        weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        weights.pop('proj', None)
+    return {
+        key: value
         for key, value in weights.items()
         if not key.startswith('decoder') and key != 'mask_token'
+    }
+
+
+def to_timm_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the `vision_part` of a ViT of DeiT, MAE, DINO, DINOv2 or CLIP timm's keys."""
+    weights = vision_part(weights)
+    if 'class_embedding' in weights:
+        return _from_clip(weights)
+    trained = {
+        re.sub(r'\bgamma_([12])$', r'ls\1.gamma', key): value for key, value in weights.items()
     }
     if 'register_tokens' in trained:  # DINOv2's, which have no position, as the class token here
         positions = trained['pos_embed']
@@ -65,8 +76,7 @@ def _from_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in weights.items():
         for old, new in CLIP:
             key = key.replace(old, new)
-        if key != 'proj':  # into the space of texts
-            renamed[key] = value.float()
+        renamed[key] = value.float()
     renamed['cls_token'] = renamed['cls_token'].view(1, 1, -1)
     renamed['pos_embed'] = renamed['pos_embed'].unsqueeze(0)
     return renamed

@@ -1,28 +1,32 @@
 """Loads weights into the backbone: all of them, or an error; what has no place is listed."""
 
-import logging
-from collections.abc import Iterable
+import re
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint import read_checkpoint, to_kat_keys, weights_of
-from ..conversion.vit import INTERVAL, fit_activation, is_vit, to_timm_keys, vit_to_kat
+from ..checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
+from ..conversion.vit import (
+    INTERVAL,
+    fit_activation,
+    is_vit,
+    to_timm_keys,
+    vision_part,
+    vit_to_kat,
+)
 from ..errors import DataError
 from .gr_kan import GRKAN
+from .pos_embed import adapt_pos_embed
 
 # What a classifier has besides the backbone, and what windowed attention has no place for.
-UNUSED = ('head', 'head_dist', 'fc_norm', 'dist_token', 'cls_token', 'reg_token', 'norm')
+UNUSED = re.compile(r'(head|head_dist|norm|fc_norm|cls_token|dist_token|reg_token)\b')
 # What dense prediction adds to a classifier, and is drawn anew.
-ADDED = ('pyramid', 'rel_pos')
+ADDED = re.compile(r'pyramid\.|blocks\.\d+\.attn\.rel_pos_')
 
 
 def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) -> None:
-    """Loads weights of a KAT or ViT into the backbone `model`, and logs which were not used.
-
-    Those of a ViT become weights of a KAT that computes the same, up to the error of a fit, by
-    `vit_to_kat`. Patches of another size and position embeddings of another grid are resampled.
+    """Loads weights of a KAT or ViT into the backbone `model`, as `fit_weights` makes them fit.
 
     Args:
         model: a `KAT`.
@@ -33,13 +37,34 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
         DataError: for a source that cannot be read, and for weights that do not fit, of which it
             names the first few; the model is then unchanged.
     """
-    weights = weights_of(read_checkpoint(source), f'checkpoint {source}')
+    name = f'checkpoint {source}'
+    content = read_checkpoint(source)
     if prefix:
         start = prefix.rstrip('.') + '.'
-        weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-        if not weights:
-            raise DataError(f'checkpoint {source} has no keys that start with {start!r}')
-    weights = to_timm_keys(to_kat_keys(weights))
+        weights = weights_of(content, name)
+        content = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        if not content:
+            raise DataError(f'{name} has no keys that start with {start!r}')
+    model.load_state_dict(fit_weights(model, content, name), strict=False)
+
+
+def fit_weights(model: nn.Module, content: object, source: str) -> dict[str, Tensor]:
+    """Returns the weights of a KAT or ViT that a file held, with the keys and shapes of `model`.
+
+    Those of a ViT become weights of a KAT that computes the same, up to the error of a fit, by
+    `vit_to_kat`. Patches of another size are resampled; position embeddings of another grid the
+    model resamples on loading. What is not used, and what the model must draw anew, is logged.
+
+    Args:
+        model: a `KAT`.
+        content: a state dict, or what contains one.
+        source: what messages call it.
+
+    Raises:
+        DataError, ConfigError: as `check_fit`, and if there are no weights.
+    """
+    taken = vision_part(to_kat_keys(content, source))
+    weights = to_timm_keys(taken)
     if is_vit(weights) and isinstance(model.blocks[0].mlp, GRKAN):
         activation = 'quick_gelu' if 'norm_pre.weight' in weights else 'gelu'
         error = fit_activation(activation).error
@@ -50,28 +75,42 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
         weights.setdefault('patch_embed.proj.bias', torch.zeros(model.embed_dims))
     own = model.state_dict()
     _resample_patches(weights, own['patch_embed.proj.weight'])
-    unused = [key for key in weights if key not in own]
-    missing = [key for key in own if key not in weights and not _is_part(key, ADDED)]
-    misfits = [
-        f'{key}: the checkpoint has {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
-        for key in own.keys() & weights.keys()
-        if not _fit(key, weights[key].shape, own[key].shape)
-    ]
-    problems = [f'the model has no {key}' for key in unused if not _is_part(key, UNUSED)]
-    problems += [f'the checkpoint has no {key}' for key in missing]
-    if problems := sorted(misfits) + problems:
-        raise DataError(
-            f'checkpoint {source} is of another architecture: {_few(problems)}. Set arch, '
-            'patch_size and the other arguments of the backbone to those of the checkpoint'
-        )
-    model.load_state_dict(weights, strict=False)
+    check_fit(model, weights, source)
     drawn = [key for key in own if key not in weights]
+    unused = left_out(content, taken) + [key for key in weights if key not in own]
     print_log(f'loaded {len(own) - len(drawn)} tensors of {source}', 'current')
     if drawn:
         print_log(f'not in {source}, so drawn anew: {", ".join(drawn)}', 'current')
     if unused:
         message = f'in {source}, but not in the backbone, so not used: {", ".join(unused)}'
-        print_log(message, 'current', logging.INFO)
+        print_log(message, 'current')
+    # By the class token the model tells which position embeddings belong to a grid.
+    return {key: value for key, value in weights.items() if key in own or key == 'cls_token'}
+
+
+def check_fit(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Checks that weights have the keys and shapes of the backbone `model`.
+
+    Raises:
+        DataError: if not; it names the first keys, and both shapes of what differs in shape.
+        ConfigError: for position embeddings that make no grid.
+    """
+    own = model.state_dict()
+    problems = [
+        f'{key}: the checkpoint has {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
+        for key in sorted(own.keys() & weights.keys())
+        if not _fit(key, weights[key].shape, own[key].shape)
+    ]
+    surplus = [key for key in weights if key not in own and not UNUSED.match(key)]
+    missing = [key for key in own if key not in weights and not ADDED.match(key)]
+    problems += [f'the model has no {key}' for key in surplus]
+    problems += [f'the checkpoint has no {key}' for key in missing]
+    if problems:
+        raise DataError(
+            f'{source} is of another architecture: {_few(problems)}. Set arch, patch_size and the '
+            'other arguments of the backbone to those of the checkpoint'
+        )
+    adapt_pos_embed(weights['pos_embed'], 'cls_token' in weights, model.grid, model.num_cls)
 
 
 def _fit(key: str, shape: torch.Size, own: torch.Size) -> bool:
@@ -99,10 +138,6 @@ def _resample_patches(weights: dict[str, Tensor], own: Tensor) -> None:
     weights[key] = resample_patch_embed(weight.float(), list(own.shape[2:]))
     message = f'resampled from {tuple(weight.shape[2:])} to {tuple(own.shape[2:])} pixels'
     print_log(f'{key}: {message}', 'current')
-
-
-def _is_part(key: str, parts: Iterable[str]) -> bool:
-    return key.split('.')[0] in parts or any(f'.{part}' in key for part in parts if part in ADDED)
 
 
 def _few(items: list[str], count: int = 3) -> str:
