@@ -1,15 +1,21 @@
 """KAT in timm: `timm.create_model('kat_small_patch16_224', pretrained=True)`."""
 
+import logging
+from collections.abc import Mapping
+
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from ..checkpoint import to_kat_keys
+from ..checkpoint import left_out, read_checkpoint, rename_coefficients, to_kat_keys
+from ..errors import DataError
 from .gr_kan import GRKAN
 from .mimetic import mimetic_init_
 
 __all__ = []  # timm's registry adds the models
+_logger = logging.getLogger(__name__)
+HEAD = ('head.', 'fc_norm.', 'attn_pool.')  # what depends on the classes and the pooling
 
 
 class KATBlock(Block):
@@ -29,6 +35,10 @@ class KATTransformer(VisionTransformer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{'block_fn': KATBlock, 'mlp_layer': _mlp, **kwargs})
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """Loads weights, in which coefficients may have FlashKAT's names."""
+        return super().load_state_dict(rename_coefficients(state_dict), *args, **kwargs)
+
     def init_weights(self, *args, **kwargs) -> None:
         """Draws the weights: those of GR-KAN layers variance-preserving, of attention mimetic."""
         super().init_weights(*args, **kwargs)
@@ -46,13 +56,25 @@ def _mlp(in_features: int, hidden_features: int, drop: float = 0.0, device=None,
 
 
 def _adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Gives a checkpoint this layout, and its embeddings the model's sizes."""
-    return checkpoint_filter_fn(to_kat_keys(state_dict), model)
+    """Gives a checkpoint this layout, and its embeddings the model's sizes.
+
+    Raises:
+        DataError: for weights that are missing, which timm accepts where the head is another.
+    """
+    weights = to_kat_keys(state_dict)
+    if unused := left_out(state_dict, weights):
+        _logger.warning('not in the model, so not used: %s', ', '.join(unused))
+    own = (key for key in model.state_dict() if not key.startswith(HEAD))
+    if missing := [key for key in own if key not in weights]:
+        raise DataError(f'the checkpoint is of another architecture: it has no {missing[0]}')
+    return checkpoint_filter_fn(weights, model)
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> KATTransformer:
     if pretrained:  # what is loaded need not be drawn first, which takes seconds
         kwargs.setdefault('weight_init', 'skip')
+        if file := (kwargs.get('pretrained_cfg_overlay') or {}).get('file'):
+            read_checkpoint(file)  # timm reads it too, but does not tell what is wrong with it
     return build_model_with_cfg(
         KATTransformer,
         variant,

@@ -3,8 +3,10 @@ import sys
 
 import pytest
 import torch
+from bad_checkpoints import BAD
 
 import kat_mm  # noqa: F401
+from kat_mm.errors import DataError
 from kat_mm.models.gr_kan import GRKAN
 
 timm = pytest.importorskip('timm')
@@ -105,17 +107,31 @@ def test_parameter_groups():
     assert {g['lr_scale'] for g in groups} == {0.125, 0.25, 0.5, 1.0}
 
 
-def test_weights_are_read_from_a_file_of_the_published_layout(tmp_path):
-    trained = create(depth=12)
-    for parameter in trained.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    state = {f'module.{key}': value for key, value in trained.state_dict().items()}
-    path = tmp_path / 'kat.pth'
-    torch.save({'state_dict': {}, 'model': state, 'epoch': 3}, path)
-    torch.save({'state_dict_ema': state, 'epoch': 3}, path)
-    model = create(depth=12, pretrained=True, pretrained_cfg_overlay={'file': str(path)})
-    x = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(model(x), trained(x))
+def test_weights_that_are_not_used_are_named(tmp_path, caplog):
+    state = {f'backbone.{key}': value for key, value in create().state_dict().items()}
+    torch.save({**state, 'neck.weight': torch.zeros(1)}, tmp_path / 'kat.pth')
+    create(pretrained=True, pretrained_cfg_overlay={'file': str(tmp_path / 'kat.pth')})
+    assert 'so not used: neck.weight' in caplog.text
+
+
+@pytest.mark.parametrize('classes', [1000, 7])
+def test_weights_that_are_missing_are_an_error(classes, tmp_path):
+    """With another head, timm loads what there is."""
+    state = create().state_dict()
+    overlay = {'file': str(tmp_path / 'kat.pth')}
+    torch.save(state, overlay['file'])
+    create(num_classes=classes, pretrained=True, pretrained_cfg_overlay=overlay)
+    state.pop('blocks.1.mlp.fc1.bias')
+    torch.save(state, overlay['file'])
+    with pytest.raises(DataError, match=r'it has no blocks\.1\.mlp\.fc1\.bias'):
+        create(num_classes=classes, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize('make', BAD)
+def test_bad_files(make, tmp_path):
+    make(tmp_path / 'kat.pth', create().state_dict())
+    with pytest.raises(DataError, match=f'kat.pth {BAD[make]}'):
+        create(pretrained=True, pretrained_cfg_overlay={'file': str(tmp_path / 'kat.pth')})
 
 
 def test_weights_of_another_image_size_are_resampled(tmp_path):
