@@ -21,6 +21,7 @@ from mmengine.runner import Runner, load_checkpoint
 
 import kat_mm.compat
 from kat_mm.compat import checkpoint_types
+from kat_mm.errors import DataError
 
 
 class Numbers(BaseDataset):
@@ -250,7 +251,7 @@ def test_code_is_refused(tmp_path, attack, new_format):
     torch.save(content, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(DataError, match='refused as it could run code'):
         load_checkpoint(torch.nn.Linear(1, 1), str(path))
     assert not marker.exists()
 
