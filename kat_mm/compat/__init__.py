@@ -6,8 +6,9 @@
   Where none is installed, `mmcv_ext.py` stands in for it, with torchvision's kernels.
 - `torch.load` refuses, since torch 2.6, the classes that mmengine's own checkpoints contain.
   `checkpoint.py` allows these, and nothing that could run code.
-- mmengine reads what it downloads unsafely, and `load_from` takes only weights of whole models.
-  `load_from.py` lets it take those of a bare KAT too.
+- mmengine reads what it downloads unsafely, and `load_from` takes only weights of whole models, or
+  of any other what has the right shape. `load_from.py` lets it take those of a bare KAT too, and
+  refuses those of another architecture.
 - mmdet's and mmseg's transformer layers take no `type` in their `ffn_cfg`. `ffn.py` lets mmcv's
   FFN, which they call, honour it.
 - mmengine does not find the configs of mmsegmentation's maintained fork; `forks.py` has it do so.
