@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
@@ -106,12 +107,26 @@ def extensions() -> list:
     return modules
 
 
+class BuildWithConfigs(build_py):
+    """Adds the configs and tools where OpenMMLab's package manager, mim, looks for them."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        mim = Path(self.build_lib, 'kat_mm', '.mim')
+        for folder in ('configs', 'tools'):
+            ignored = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(ROOT / folder, mim / folder, ignore=ignored, dirs_exist_ok=True)
+        shutil.copy(ROOT / 'model-index.yml', mim)
+
+
 def command_classes() -> dict:
     try:
         from torch.utils.cpp_extension import BuildExtension
     except ImportError:
-        return {}
-    return {'build_ext': BuildExtension}
+        return {'build_py': BuildWithConfigs}
+    return {'build_py': BuildWithConfigs, 'build_ext': BuildExtension}
 
 
 setup(

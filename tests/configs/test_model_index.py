@@ -1,6 +1,8 @@
 """model-index.yml and its metafiles: every config is there, and the figures are true."""
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,15 @@ def test_openmims_parser_reads_it():
     assert index.check(silent=True) == []
     assert [model.name for model in index.models] == [model['Name'] for model in MODELS]
     assert {model.in_collection for model in index.models} == {*COLLECTIONS}
+
+
+def test_wheels_hold_it_where_mim_looks(tmp_path):
+    command = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    mim = tmp_path / 'kat_mm' / '.mim'
+    index = yaml.safe_load((mim / 'model-index.yml').read_text())
+    assert all((mim / path).is_file() for path in [*index['Import'], 'tools/train.py'])
+    assert all((mim / model['Config']).is_file() for model in TRAINED)
 
 
 def test_every_config_is_listed_once_by_its_name():
