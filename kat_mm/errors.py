@@ -15,3 +15,8 @@ class DataError(UserError, OSError):
 
 class NonFiniteLossError(UserError, RuntimeError):
     """Training diverged: a loss term or a weight is NaN or infinite."""
+
+
+def one_line(error: Exception) -> str:
+    """Returns the type and the first line of an error."""
+    return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -54,8 +54,8 @@ from kat_mm.engine.benchmarking import (
     spread,
     time_in_turns,
 )
-from kat_mm.engine.callables import load_callable, one_line
-from kat_mm.errors import ConfigError, UserError
+from kat_mm.engine.callables import load_callable
+from kat_mm.errors import ConfigError, UserError, one_line
 
 SHAPES = ['128x197x3072', '8x4096x3072', 'cf:8x256x200x256', '128x197x768', '2x4150x1536']
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}

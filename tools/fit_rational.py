@@ -12,8 +12,8 @@ import torch
 
 from kat_mm.engine import cli
 from kat_mm.engine.callables import load_callable
-from kat_mm.errors import ConfigError
-from kat_mm.rational.coefficients import FUNCTIONS, variance_gain
+from kat_mm.errors import ConfigError, one_line
+from kat_mm.rational.coefficients import FUNCTIONS, evaluate, variance_gain
 from kat_mm.rational.fitting import Fit, Function, fit_rational, largest_error
 
 
@@ -35,38 +35,54 @@ def parse_args() -> argparse.Namespace:
 
 
 def plot(name: str, function: Function, fit: Fit, low: float, high: float, png: Path) -> None:
-    """Draws the function and its fit, and the error, also beside the interval."""
+    """Draws the function and its fit, also beside the interval, and the error."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from kat_mm.rational.coefficients import evaluate
-
     beside = (high - low) / 4
     x = torch.linspace(low - beside, high + beside, 4001, dtype=torch.float64)
-    y = function(x)
-    fitted = evaluate(x, torch.tensor(fit.numerator), torch.tensor(fit.denominator))
-    figure = Figure(figsize=(10, 4), layout='constrained')
+    inside = torch.linspace(low, high, 4001, dtype=torch.float64)
+    coefficients = torch.tensor(fit.numerator), torch.tensor(fit.denominator)
+    figure = Figure(figsize=(11, 4.5), layout='constrained')
     FigureCanvasAgg(figure)
     curves, errors = figure.subplots(1, 2)
-    curves.plot(x, y, label=name, linewidth=3, alpha=0.5)
-    curves.plot(x, fitted, label=f'fit of order {len(fit.numerator) - 1}, {len(fit.denominator)}')
-    inside = (x >= low) & (x <= high)
-    errors.plot(x[inside], (fitted - y)[inside], color='tab:red')
-    for bound in (-fit.bound, fit.bound):
-        errors.axhline(bound, color='grey', linestyle='--', label='least possible' * (bound > 0))
-    errors.set(title=f'error on [{low:g}, {high:g}]: at most {fit.error:.3g}', xlabel='x')
-    curves.set(title=f'{name} and its fit', xlabel='x')
-    curves.axvspan(low, high, color='grey', alpha=0.1)
+    curves.axvspan(low, high, color='0.93', label=f'fitted on [{low:g}, {high:g}]')
+    curves.plot(x, function(x), label=name, linewidth=5, color='tab:blue', alpha=0.4)
+    limits = curves.get_ylim()  # the fit may leave them beside the interval
+    order = len(fit.numerator) - 1, len(fit.denominator)
+    curves.plot(x, evaluate(x, *coefficients), label=f'fit of order {order}', color='black')
+    curves.set(title=f'{name} and its fit', ylim=limits)
+    error = evaluate(inside, *coefficients) - function(inside)
+    errors.plot(inside, error, label=f'fit - {name}, at most {fit.error:.3g}', color='tab:red')
+    for bound in {-fit.bound, fit.bound}:
+        label = f'least possible at this order, {fit.bound:.3g}' if bound >= 0 else None
+        errors.axhline(bound, color='0.4', linestyle='--', label=label)
+    errors.set(title=f'error on [{low:g}, {high:g}]')
+    errors.ticklabel_format(axis='y', scilimits=(-3, 4))
     for axes in (curves, errors):
+        axes.set_xlabel('x')
+        axes.margins(x=0)
         axes.grid(alpha=0.3)
-        axes.legend()
-    png.parent.mkdir(parents=True, exist_ok=True)
+    curves.legend()
+    figure.legend(*errors.get_legend_handles_labels(), loc='outside lower right', ncols=2)
     figure.savefig(png, dpi=120)
+
+
+def check_png(path: Path) -> None:
+    """Makes the folder of a picture, before work starts."""
+    if path.suffix != '.png':
+        raise ConfigError(f'--plot {path}: the name must end with .png')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'--plot {path}: cannot be written ({one_line(error)})') from error
 
 
 def main():
     args = parse_args()
     name, (low, high) = args.function, args.interval
+    if args.plot:
+        check_png(args.plot)
     if name not in FUNCTIONS and ':' not in name:
         raise ConfigError(
             f'function {name}: must be module:callable, or one of {", ".join(FUNCTIONS)}'

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 
 
 def load_callable(name: str, argument: str) -> Callable:
@@ -34,8 +34,3 @@ def load_callable(name: str, argument: str) -> Callable:
             f'{", ".join(near)}'
         )
     return function
-
-
-def one_line(error: Exception) -> str:
-    """Returns the type and the first line of an error."""
-    return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -99,8 +99,14 @@ def variance_gain(numerator: torch.Tensor, denominator: torch.Tensor) -> float:
     A linear layer behind F keeps the variance of F's standard normal input if its weights have
     variance gain / fan_in (KAT, arXiv 2409.10594, section 4). The expectation is a sum over an
     even grid, which converges fast as the density and all its derivatives vanish at the ends.
+
+    Raises:
+        ConfigError: if F is zero, so that no weights keep the variance.
     """
     z = torch.linspace(-12, 12, 24_001, dtype=torch.float64, device='cpu')
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     f = evaluate(z, numerator.double(), denominator.double())
-    return 1.0 / (f * f * density).sum().mul(24 / 24_000).item()
+    mean_square = (f * f * density).sum().mul(24 / 24_000).item()
+    if not mean_square:
+        raise ConfigError('an activation that is zero everywhere has no variance gain')
+    return 1.0 / mean_square

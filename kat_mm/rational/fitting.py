@@ -1,13 +1,14 @@
-"""Minimax fits of functions by the rational that the op computes; needs scipy."""
+"""Fits of functions by the rational that the op computes: minimax, or to samples; needs scipy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
+from scipy.optimize import linprog, lsq_linear
 from torch import Tensor
 
+from ..errors import one_line
 from .coefficients import evaluate
 
 POINTS = 1000
@@ -15,6 +16,9 @@ MAX_STEPS = 100
 DIGITS = 9  # what the parameters hold, in fp32
 NEGLIGIBLE = 1e-10  # an error that is lost in the rounding to fp32
 MIN_B0 = 1e-7  # of the sum of Q's coefficients, when the variable runs to 1
+FP32_DIGITS = 37  # numbers between 1e-37 and 1e37 are normal in fp32
+STEPS = 10  # more make fits to samples no better
+EVEN = 1e-3  # of the samples' weight lies evenly on their range, so that rare ones count
 
 Function = Callable[[Tensor], Tensor]
 
@@ -27,13 +31,15 @@ class Fit:
         numerator: a0..am.
         denominator: b1..bn, none negative.
         error: the largest |fit - function| on the interval of the fit.
-        bound: no coefficients of this order have a smaller largest error.
+        bound: no coefficients of this order have a smaller largest error; 0 where none is known.
+        rms: the root of the mean square of fit - function over the samples of a fit to samples.
     """
 
     numerator: tuple[float, ...]
     denominator: tuple[float, ...]
     error: float
-    bound: float
+    bound: float = 0.0
+    rms: float | None = None
 
 
 def fit_rational(
@@ -54,15 +60,16 @@ def fit_rational(
         order: degrees (m, n).
 
     Raises:
-        ValueError: for an empty interval, degrees outside 1 to 8, or a function that is not
-            finite there.
+        ValueError: for an empty interval, degrees outside 1 to 8, powers or coefficients that fp32
+            does not hold, or a function that fails or is not finite there.
     """
-    m, n = order
+    low, high = float(low), float(high)
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f'the interval must be two finite numbers low < high, got {low}, {high}')
-    if not (1 <= m <= 8 and 1 <= n <= 8):
-        raise ValueError(f'order (m, n) must lie between 1 and 8, got {tuple(order)}')
-    scale = max(abs(low), abs(high))
+        raise ValueError(
+            f'the interval must be two finite numbers low < high, got {low:g}, {high:g}'
+        )
+    scale = _scale(low, high, order)
+    m, n = order
     x = _chebyshev(low, high, POINTS)
     best = None
     for _ in range(10):
@@ -74,14 +81,73 @@ def fit_rational(
         if error <= bound * (1 + 1e-3) or error <= NEGLIGIBLE or where in x:
             break
         x = np.union1d(x, where)
-    rounded = [
+    fit = _rounded(*best[1], scale)
+    error, _ = largest_error(function, *fit, low, high)
+    return Fit(*fit, float(error), float(bound))
+
+
+def fit_samples(
+    function: Function, x: np.ndarray, counts: np.ndarray, order: tuple[int, int] = (5, 4)
+) -> Fit:
+    """Computes a fit by P(x) / Q(x) whose mean square error over samples is small.
+
+    Where most samples lie close together, it is many times closer to the function there than the
+    minimax fit on their range, and farther from it where there are few. Each step is a linear
+    least-squares problem, as Q in its weights is that of the step before (Sanathanan and Koerner,
+    IEEE Transactions on Automatic Control 8, 1963).
+
+    Args:
+        function: takes and returns fp64 tensors [points].
+        x: points in ascending order, fp64, from one end of the samples' range to the other.
+        counts: how many samples there are near each.
+        order: degrees (m, n).
+
+    Raises:
+        ValueError: as `fit_rational`.
+    """
+    scale = _scale(x[0], x[-1], order)
+    m, n = order
+    y = _values(function, x)
+    weights = np.sqrt(counts / counts.sum() + EVEN / len(x))
+    powers = (x / scale)[:, None] ** np.arange(m + 1)
+    magnitudes = np.abs(x / scale)[:, None] ** np.arange(1, n + 1)
+    bounds = np.repeat([-np.inf, 0.0], [m + 1, n]), np.inf
+    q, least = np.ones_like(x), np.inf
+    for _ in range(STEPS):
+        rows = np.concatenate([powers, -y[:, None] * magnitudes], 1) * (weights / q)[:, None]
+        a, b = np.split(lsq_linear(rows, y * weights / q, bounds).x, [m + 1])
+        q = 1 + magnitudes @ b
+        if (error := np.square(weights * (powers @ a / q - y)).sum()) < least:
+            least, best = error, (a / scale ** np.arange(m + 1), b / scale ** np.arange(1, n + 1))
+    fit = _rounded(*best, scale)
+    error, _ = largest_error(function, *fit, x[0], x[-1])
+    squares = np.square(_evaluate(x, *fit) - y)
+    return Fit(*fit, float(error), rms=float(np.sqrt(squares @ counts / counts.sum())))
+
+
+def _scale(low: float, high: float, order: tuple[int, int]) -> float:
+    """The largest |x|, by which points are divided; its powers must be numbers of fp32."""
+    if min(order) < 1 or max(order) > 8:
+        raise ValueError(f'order (m, n) must lie between 1 and 8, got {tuple(order)}')
+    scale = max(abs(low), abs(high))
+    if abs(np.log10(scale)) * max(order) > FP32_DIGITS:
+        raise ValueError(
+            f'powers up to {max(order)} of x in [{low:g}, {high:g}] are beyond the range of fp32; '
+            'choose a lower order or another interval'
+        )
+    return scale
+
+
+def _rounded(a: np.ndarray, b: np.ndarray, scale: float) -> tuple[tuple, tuple]:
+    """Rounds a0..am and b1..bn to what fp32 holds; what changes nothing becomes zero."""
+    if max(np.abs(a).max(), b.max()) > np.finfo(np.float32).max:
+        raise ValueError('the coefficients are beyond the range of fp32; choose another interval')
+    return tuple(
         tuple(
             float(f'{v:.{DIGITS}g}') if abs(v) > NEGLIGIBLE / scale**i else 0.0 for i, v in powers
         )
-        for powers in (enumerate(best[1][0]), enumerate(best[1][1], start=1))
-    ]
-    error, _ = largest_error(function, *rounded, low, high)
-    return Fit(*rounded, float(error), float(bound))
+        for powers in (enumerate(a), enumerate(b, start=1))
+    )
 
 
 def largest_error(
@@ -95,14 +161,25 @@ def largest_error(
     x = np.linspace(low, high, 100_001)
     if low < 0 < high:
         x = np.union1d(x, 0.0)
-    coefficients = (torch.tensor(list(c), dtype=torch.float64) for c in (numerator, denominator))
-    errors = np.abs(evaluate(torch.from_numpy(x), *coefficients).numpy() - _values(function, x))
+    errors = np.abs(_evaluate(x, numerator, denominator) - _values(function, x))
     return errors.max(), x[errors.argmax()]
 
 
+def _evaluate(
+    x: np.ndarray, numerator: Sequence[float], denominator: Sequence[float]
+) -> np.ndarray:
+    coefficients = (torch.tensor(list(c), dtype=torch.float64) for c in (numerator, denominator))
+    return evaluate(torch.from_numpy(x), *coefficients).numpy()
+
+
 def _values(function: Function, x: np.ndarray) -> np.ndarray:
-    y = torch.as_tensor(function(torch.from_numpy(x))).numpy()
     interval = f'[{x[0]:g}, {x[-1]:g}]'
+    try:
+        y = torch.as_tensor(function(torch.from_numpy(x))).detach().numpy()
+    except Exception as error:  # whatever the function does with a tensor
+        raise ValueError(
+            f'the function fails for a tensor of {len(x)} points in {interval} ({one_line(error)})'
+        ) from error
     if y.shape != x.shape:
         raise ValueError(f'the function must give one value for each x in {interval}')
     if not np.isfinite(y).all():

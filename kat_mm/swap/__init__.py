@@ -7,7 +7,7 @@ the config, `source.py` reads it and writes it as a small config that inherits t
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
-from ..engine.callables import one_line
+from ..errors import one_line
 from .edits import MISSING, Change, Edits
 from .model import drop_weights, find_backbone, fit_images, put_kat
 from .probe import CannotSwap, build, kind, probe

@@ -9,8 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..engine.callables import one_line
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 
 
 class CannotSwap(ConfigError):

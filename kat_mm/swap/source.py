@@ -10,8 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..engine.callables import one_line
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 
 WIDTH = 100
 PACKAGES = ('mmdet', 'mmseg')

@@ -38,13 +38,6 @@ def test_a_fresh_layer_keeps_the_variance(act):
         assert deviations[2] < (0.2 if act in ('geglu', 'swiglu') else 0.05), act_init
 
 
-def test_gains_are_the_published_ones():
-    published = {'identity': 1.0, 'relu': 2.0, 'gelu': 2.3568, 'swish': 2.8178}
-    for act, gain in published.items():
-        # The fits are not exact, least of all beyond [-3, 3], which moves their gains a little.
-        assert variance_gain(*initial_coefficients(act)) == pytest.approx(gain, rel=0.005)
-
-
 def test_weights_are_drawn_with_the_gain_of_the_activation_in_front_of_them():
     torch.manual_seed(0)
     layer = GRKAN(256, 1024, act_init=('tanh', 'relu'))

@@ -157,6 +157,11 @@ def test_published_variance_gains():
         assert variance_gain(*initial_coefficients(name)) == pytest.approx(gain, rel=5e-3)
 
 
+def test_a_function_that_is_zero_has_no_variance_gain():
+    with pytest.raises(ValueError, match='zero everywhere has no variance gain'):
+        variance_gain(torch.zeros(6), torch.ones(4))
+
+
 def test_coefficients_may_be_given():
     layer = GroupRational(num_groups=1, init=((0, 2, 0), (1,)), order=(2, 1))
     torch.testing.assert_close(layer(torch.tensor([[3.0]])), torch.tensor([[6 / 4]]))

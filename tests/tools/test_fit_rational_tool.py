@@ -17,7 +17,7 @@ def test_prints_a_row_that_the_layer_takes(run_tool, tmp_path):
     init = ast.literal_eval(''.join(lines[4:6]))
     layer = GroupRational(init=init, order=(6, 4))
     assert layer.numerator.shape == (1, 7)
-    assert Image.open(tmp_path / 'plots' / 'gelu.png').size == (1200, 480)
+    assert Image.open(tmp_path / 'plots' / 'gelu.png').size == (1320, 540)
 
 
 def test_fits_a_function_of_the_users(run_tool, tmp_path):
@@ -32,7 +32,16 @@ def test_fits_a_function_of_the_users(run_tool, tmp_path):
         (['gelo'], 'function gelo: must be module:callable, or one of identity, relu'),
         (['torch:nope'], 'function torch:nope: torch has no function nope'),
         (['torch:sqrt'], 'torch:sqrt: the function is not finite at -3, in [-3, 3]'),
+        (
+            ['torch:matmul'],
+            'torch:matmul: the function fails for a tensor of 1001 points in [-3, 3] (',
+        ),
+        (['torch:zeros_like'], 'an activation that is zero everywhere has no variance gain'),
         (['gelu', '--order', 9, 4], 'order (m, n) must lie between 1 and 8, got (9, 4)'),
+        (['gelu', '--interval', 0, 1e-300], 'powers up to 5 of x in [0, 1e-300] are beyond the'),
+        (['torch:exp', '--interval', 0, 500], 'coefficients are beyond the range of fp32'),
+        (['gelu', '--plot', 'gelu.xyz'], '--plot gelu.xyz: the name must end with .png'),
+        (['gelu', '--plot', '/dev/null/a.png'], '--plot /dev/null/a.png: cannot be written (File'),
     ],
 )
 def test_errors(run_tool, tmp_path, arguments, message):
