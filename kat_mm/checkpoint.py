@@ -21,9 +21,11 @@ from .errors import DataError
 WRAPPERS = ('state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model')
 # What training programs put in front of all keys of a backbone.
 PREFIXES = ('module.', '_orig_mod.', 'backbone.', 'model.')
-RENAMED = {  # FlashKAT's names
-    'numerator_v': 'weight_numerator',
+RENAMED = {
+    'numerator_v': 'weight_numerator',  # FlashKAT's names
     'denominator_v': 'weight_denominator',
+    'mlp.fc1.act1': 'mlp.act1',  # those of timm's ViT after to_kat
+    'mlp.act': 'mlp.act2',
 }
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 # torch stores tensors as they are; a file that unpacks to much more was made to fill the memory.
@@ -77,7 +79,7 @@ def to_kat_keys(content: object, source: str = 'the checkpoint') -> dict[str, Te
     """Returns the weights of a KAT or a ViT with the keys of this package; other keys stay.
 
     Prefixes that all keys share, or that the backbone has in a detector, are dropped; then only
-    the backbone's keys are taken. FlashKAT's names of coefficients become the published ones.
+    the backbone's keys are taken, and those of coefficients become the published ones.
 
     Raises:
         DataError: if there is no state dict in the content.
@@ -118,8 +120,9 @@ def _unwrap(content: object) -> tuple[Mapping, list[str]]:
 
 
 def rename_coefficients(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives coefficients with FlashKAT's names the published ones."""
-    pattern = re.compile(rf'\b({"|".join(RENAMED)})$')
+    """Gives coefficients of FlashKAT, or of timm's ViT after `kat_mm.to_kat`, the published keys."""
+    names = '|'.join(map(re.escape, RENAMED))
+    pattern = re.compile(rf'(?<=\.)({names})(?=\.|$)')
     return {pattern.sub(lambda name: RENAMED[name[0]], k): v for k, v in weights.items()}
 
 

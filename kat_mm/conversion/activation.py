@@ -1,24 +1,25 @@
-"""Recognises activations by the values they take, whatever their class."""
+"""Recognises activations by the values they take, and fits rational functions to them."""
 
 import copy
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..rational.coefficients import FITS, FUNCTIONS
+from ..rational.fitting import Fit, fit_rational, fit_samples
 from ..rational.layer import GroupRational
 
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
-TOLERANCE = 1e-3  # the tanh form of GELU, which differs from GELU by 5e-4, counts as GELU
 _GRID = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+_MINIMAX: dict[tuple, Fit] = {}  # by the values of an activation, which many layers share
 
 
-def find_activations(model: nn.Module) -> dict[nn.Module, str | None]:
+def find_activations(model: nn.Module) -> dict[nn.Module, bool]:
     """Returns the modules that compute one function of each element of their input.
 
-    With each stands the name of its function in FITS, or None where there is no fit or where the
-    function has parameters. Modules that compute the identity, such as dropout does in evaluation,
-    are not among them.
+    With each stands whether it is a fixed function, without parameters. Modules that compute the
+    identity, such as dropout does in evaluation, are not among them.
     """
     found = {}
     for module in model.modules():
@@ -27,13 +28,11 @@ def find_activations(model: nn.Module) -> dict[nn.Module, str | None]:
             continue
         try:
             y, part = (evaluate_activation(module, x) for x in (_GRID, _GRID[::2]))
-            if y.shape != _GRID.shape or not torch.allclose(y[::2], part):
-                continue
+            is_one = y.shape == _GRID.shape and torch.allclose(y[::2], part, equal_nan=True)
         except Exception:  # what is no activation may raise anything about such an input
             continue
-        name = _function(y)
-        if name != 'identity':
-            found[module] = None if tensors else name
+        if is_one and not torch.allclose(y, _GRID):
+            found[module] = not tensors
     return found
 
 
@@ -45,8 +44,25 @@ def evaluate_activation(module: nn.Module, x: Tensor) -> Tensor:
     return module.forward(x.clone())  # a clone, as it may work in place
 
 
-def _function(y: Tensor) -> str | None:
-    """The name in FITS of the function that has the values y on the grid."""
-    errors = {name: (FUNCTIONS[name](_GRID) - y).abs().max().item() for name in FITS}
-    name = min(errors, key=errors.get)
-    return name if errors[name] <= TOLERANCE else None
+def fit_module(
+    act: nn.Module,
+    order: tuple[int, int],
+    interval: float,
+    samples: tuple[np.ndarray, np.ndarray] | None,
+) -> Fit:
+    """Computes the rational that takes the place of an activation.
+
+    It is fitted to samples, (points, counts) as `fit_samples` takes them, or where there are none
+    on [-interval, interval].
+
+    Raises:
+        ValueError: as `fit_rational`.
+    """
+    function = partial(evaluate_activation, act)
+    if samples is not None:
+        return fit_samples(function, *samples, order)
+    values = function(torch.linspace(-interval, interval, 1001, dtype=torch.float64))
+    key = values.numpy().tobytes(), order, interval
+    if key not in _MINIMAX:
+        _MINIMAX[key] = fit_rational(function, -interval, interval, order)
+    return _MINIMAX[key]

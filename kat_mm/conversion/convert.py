@@ -1,19 +1,28 @@
 """Puts rational activations into the MLPs of a model."""
 
+import math
 from collections import Counter
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..rational.coefficients import evaluate, initial_coefficients
+from ..checks import number
+from ..errors import ConfigError
+from ..rational.fitting import Fit, largest_error, rms_error
 from ..rational.layer import GroupRational
-from .activation import evaluate_activation
+from .activation import evaluate_activation, fit_module
 from .report import ConversionReport, ConvertedMLP, LeftMLP
+from .samples import Histogram, input_histograms
 from .search import MLP, find_mlps
 
 
 def to_kat(
-    model: nn.Module, num_groups: int = 8, order: tuple[int, int] = (5, 4)
+    model: nn.Module,
+    num_groups: int = 8,
+    order: tuple[int, int] = (5, 4),
+    interval: float = 6.0,
+    samples: Tensor | tuple | dict | None = None,
 ) -> ConversionReport:
     """Turns the MLPs fc2(act(fc1(x))) of a model into GR-KAN layers, in place.
 
@@ -22,10 +31,16 @@ def to_kat(
     fitted to act: the model computes what it did, up to the error of the fit, which the report
     states. To keep the model as it is, convert a `copy.deepcopy` of it.
 
+    With samples, such as a batch of images, each act2 is fitted to what its layer sees of them:
+    close where most inputs are, rough where there are few. Without, act2 has the smallest largest
+    error on [-interval, interval]. Either way a higher order comes closer. Beyond the range of the
+    fit errors grow: no P/Q follows GELU, ReLU or SiLU to both sides, as its growth at -x is that
+    at x but for the sign.
+
     An MLP is a module of any class with two linear layers, or two 1x1 convolutions, and one
-    activation of which `kat_mm.rational.coefficients.FITS` has a fit, recognised by its values.
-    Dropout, norms and, between convolutions, a depthwise one may be there too. An activation that
-    is called as a function, such as torch.nn.functional.gelu in a forward method, is not seen.
+    activation without parameters, recognised by its values. Dropout, norms and, between
+    convolutions, a depthwise one may be there too. An activation that is called as a function,
+    such as torch.nn.functional.gelu in a forward method, is not seen.
 
     The module keeps its class and its layers. act2 takes the place of act and its name; hooks of
     act go with act. act1 becomes a child of the first layer, which calls it by a forward pre-hook.
@@ -37,20 +52,40 @@ def to_kat(
     Args:
         model: a model, or an MLP itself.
         num_groups: groups of each activation, as in `GroupRational`.
-        order: degrees of its numerator and denominator.
+        order: degrees of its numerator and denominator. On a GPU all that are above (5, 4) take
+            the time of (8, 8).
+        interval: largest |x| that activations are fitted for, where samples do not tell.
+        samples: what the model is called with in evaluation mode: a tensor, or a tuple or dict of
+            several arguments, on the device of the model.
 
     Returns:
         A report of the MLPs that were converted and of those that were left, and why.
 
     Raises:
-        ValueError: for num_groups or an order that `GroupRational` refuses, and then the model
-            is unchanged.
+        ValueError: for num_groups or an order that `GroupRational` refuses, and an interval that
+            is no positive number.
+        DataError: for samples that give inputs that are not finite.
+        In each case, and for what the model raises about samples, it is unchanged.
     """
     GroupRational(num_groups, 'identity', order)  # refuses wrong arguments
+    if not 0 < number('interval', interval) < math.inf:
+        raise ConfigError(f'interval={interval!r} must be a positive number')
+    mlps = find_mlps(model)
+    histograms = {}
+    if samples is not None:
+        acts = {mlp.act for _, mlp in mlps.values() if isinstance(mlp, MLP)}
+        histograms = input_histograms(model, acts, samples)
     changes, converted, left = [], [], []
-    for module, (name, mlp) in find_mlps(model).items():
+    for module, (name, mlp) in mlps.items():
         name, kind = name or '(the model)', type(module).__name__
         obstacle = _obstacle(model, module, mlp, num_groups) if isinstance(mlp, MLP) else mlp
+        if not obstacle:
+            histogram = histograms.get(mlp.act)
+            try:
+                fit = fit_module(mlp.act, tuple(order), float(interval), histogram)
+                entry = _entry(name, kind, mlp, fit, histogram, float(interval))
+            except ValueError as error:
+                obstacle = f'no rational function can be fitted to its activation: {error}'
         if obstacle:
             left.append(LeftMLP(name, kind, obstacle))
             continue
@@ -59,13 +94,10 @@ def to_kat(
             .to(mlp.first.weight)
             .train(mlp.first.training)
             .requires_grad_(mlp.first.weight.requires_grad)
-            for init in ('identity', mlp.init)
+            for init in ('identity', (fit.numerator, fit.denominator))
         ]
         changes.append((module, mlp, *acts))
-        errors = (_largest_error(mlp, order, end) for end in (3, 6))
-        converted.append(
-            ConvertedMLP(name, kind, mlp.channels, type(mlp.act).__name__, mlp.init, *errors)
-        )
+        converted.append(entry)
     for change in changes:
         _convert(*change)
     return ConversionReport(converted, left)
@@ -86,12 +118,23 @@ def _owners(model: nn.Module) -> Counter[nn.Module]:
     return Counter(child for parent in model.modules() for child in parent._modules.values())
 
 
-def _largest_error(mlp: MLP, order: tuple[int, int], end: float) -> float:
-    """The largest error of act2 on [-end, end], with coefficients in the dtype of the weights."""
-    x = torch.linspace(-end, end, 10_001, dtype=torch.float64)
-    dtype = mlp.first.weight.dtype
-    coefficients = (c.to(dtype).double() for c in initial_coefficients(mlp.init, order))
-    return (evaluate(x, *coefficients) - evaluate_activation(mlp.act, x)).abs().max().item()
+def _entry(
+    name: str, kind: str, mlp: MLP, fit: Fit, histogram: Histogram | None, interval: float
+) -> ConvertedMLP:
+    """Makes the line of the report, with the errors of coefficients in the dtype of the weights.
+
+    Raises:
+        ValueError: if that dtype does not hold them.
+    """
+    act, dtype = partial(evaluate_activation, mlp.act), mlp.first.weight.dtype
+    act2 = [torch.tensor(c).to(dtype).tolist() for c in (fit.numerator, fit.denominator)]
+    ends, rms = (-interval, interval), None
+    if histogram is not None:
+        ends, rms = tuple(histogram[0][[0, -1]].tolist()), rms_error(act, *act2, *histogram)
+    error, _ = largest_error(act, *act2, *ends)
+    if not math.isfinite(error):
+        raise ValueError(f'the coefficients are beyond the range of {dtype}')
+    return ConvertedMLP(name, kind, mlp.channels, type(mlp.act).__name__, ends, float(error), rms)
 
 
 def _convert(module: nn.Module, mlp: MLP, act1: GroupRational, act2: GroupRational) -> None:

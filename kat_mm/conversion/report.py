@@ -15,18 +15,18 @@ class ConvertedMLP:
         kind: its class.
         channels: input, hidden and output channels.
         activation: the class of the activation that act2 took the place of.
-        init: the name in `kat_mm.rational.coefficients.FITS` of the function that act2 starts as.
-        error_3: the largest |act2(x) - activation(x)| for x in [-3, 3].
-        error_6: the same in [-6, 6].
+        interval: the range (low, high) of x that act2 is fitted on.
+        error: the largest |act2(x) - activation(x)| for x in the interval.
+        rms: the root of the mean square of act2(x) - activation(x) over the samples, if any.
     """
 
     name: str
     kind: str
     channels: tuple[int, int, int]
     activation: str
-    init: str
-    error_3: float
-    error_6: float
+    interval: tuple[float, float]
+    error: float
+    rms: float | None
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class ConversionReport:
         lines = []
         if self.converted:
             lines.append(f'Converted into GR-KAN layers: {len(self.converted)}')
-            head = ('', '', 'channels', 'activation', 'error on [-3, 3]', 'on [-6, 6]')
-            lines += _table([head, *map(_row, self.converted)])
+            head = ('', '', 'channels', 'activation', 'fitted on', 'largest error', 'rms error')
+            rows = [head, *map(_row, self.converted)]
+            if all(mlp.rms is None for mlp in self.converted):
+                rows = [row[:-1] for row in rows]
+            lines += _table(rows)
         elif self.left and all(mlp.reason == ALREADY for mlp in self.left):
             lines.append('Nothing left to convert: the activations of all MLPs are rational.')
         else:
@@ -63,8 +66,9 @@ class ConversionReport:
 
 def _row(mlp: ConvertedMLP) -> tuple[str, ...]:
     channels = '-'.join(map(str, mlp.channels))
-    errors = f'{mlp.error_3:.1e}', f'{mlp.error_6:.1e}'
-    return mlp.name, mlp.kind, channels, mlp.activation, *errors
+    interval = '[{:.3g}, {:.3g}]'.format(*mlp.interval)
+    rms = '' if mlp.rms is None else f'{mlp.rms:.1e}'
+    return mlp.name, mlp.kind, channels, mlp.activation, interval, f'{mlp.error:.1e}', rms
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -8,13 +8,13 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..rational.coefficients import FITS
+from ..rational.coefficients import FUNCTIONS
 from ..rational.layer import GroupRational
 from .activation import CONTAINERS, find_activations
 from .report import ALREADY
 
 WEIGHTED = nn.Linear, _ConvNd
-Activations = dict[nn.Module, str | None]
+Activations = dict[nn.Module, bool]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,11 @@ class MLP:
         first: a linear layer or a 1x1 convolution.
         act: the activation.
         last: another layer of the kind of `first`.
-        init: the name in FITS of the function that `act` computes.
     """
 
     first: nn.Module
     act: nn.Module
     last: nn.Module
-    init: str
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -89,7 +87,7 @@ def _match(module: nn.Module, activations: Activations) -> MLP | str | None:
         return ALREADY
     if not acts:
         functions = [f.__name__ for f in vars(module).values() if inspect.isroutine(f)]
-        names = [name for name in functions if name in FITS]
+        names = [name for name in functions if name in FUNCTIONS]
         return f'its activation is a function, {names[0]}, and no module' if names else None
     if len(dense) > 2 or len(acts) > 1:
         return (
@@ -98,14 +96,14 @@ def _match(module: nn.Module, activations: Activations) -> MLP | str | None:
         )
 
     (first, last), (act,) = dense, acts
-    if activations[act] is None:
-        return f'no rational function is fitted to its activation, {type(act).__name__}'
+    if not activations[act]:
+        return f'its activation, {type(act).__name__}, has parameters of its own'
     if len(set(map(_channel_dim, weighted))) > 1:
         return (
             'it has linear layers and convolutions, so the channels that its activation sees may '
             'be at either dimension'
         )
-    return MLP(first, act, last, activations[act])
+    return MLP(first, act, last)
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -3,13 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import linprog, lsq_linear
 from torch import Tensor
 
 from ..errors import one_line
 from .coefficients import evaluate
+
+try:
+    import numpy as np
+    from scipy.optimize import linprog, lsq_linear
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'kat_mm: fitting rational functions takes scipy: pip install scipy'
+    ) from error
 
 POINTS = 1000
 MAX_STEPS = 100
@@ -32,14 +38,12 @@ class Fit:
         denominator: b1..bn, none negative.
         error: the largest |fit - function| on the interval of the fit.
         bound: no coefficients of this order have a smaller largest error; 0 where none is known.
-        rms: the root of the mean square of fit - function over the samples of a fit to samples.
     """
 
     numerator: tuple[float, ...]
     denominator: tuple[float, ...]
     error: float
     bound: float = 0.0
-    rms: float | None = None
 
 
 def fit_rational(
@@ -121,8 +125,7 @@ def fit_samples(
             least, best = error, (a / scale ** np.arange(m + 1), b / scale ** np.arange(1, n + 1))
     fit = _rounded(*best, scale)
     error, _ = largest_error(function, *fit, x[0], x[-1])
-    squares = np.square(_evaluate(x, *fit) - y)
-    return Fit(*fit, float(error), rms=float(np.sqrt(squares @ counts / counts.sum())))
+    return Fit(*fit, float(error))
 
 
 def _scale(low: float, high: float, order: tuple[int, int]) -> float:
@@ -163,6 +166,18 @@ def largest_error(
         x = np.union1d(x, 0.0)
     errors = np.abs(_evaluate(x, numerator, denominator) - _values(function, x))
     return errors.max(), x[errors.argmax()]
+
+
+def rms_error(
+    function: Function,
+    numerator: Sequence[float],
+    denominator: Sequence[float],
+    x: np.ndarray,
+    counts: np.ndarray,
+) -> float:
+    """Computes the root of the mean square of P(x) / Q(x) - f(x) over samples near points x."""
+    errors = _evaluate(x, numerator, denominator) - _values(function, x)
+    return float(np.sqrt(np.square(errors) @ counts / counts.sum()))
 
 
 def _evaluate(

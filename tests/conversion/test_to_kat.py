@@ -14,9 +14,9 @@ from timm.models.mlp_mixer import SpatialGatingUnit
 from torch import nn
 
 import kat_mm
+from kat_mm.errors import DataError
 from kat_mm.models import GRKAN
 from kat_mm.rational import GroupRational
-from kat_mm.rational.coefficients import FITS, FUNCTIONS, max_error
 
 
 def mlp(act=nn.GELU, inputs=16, hidden=32, **kwargs):
@@ -42,16 +42,14 @@ def test_computes_the_gr_kan_layer():
     torch.testing.assert_close(model(x), layer(x))
 
 
-def test_is_exact_where_the_activation_is_rational(monkeypatch):
-    monkeypatch.setitem(FITS, 'softsign', {(1, 1): ((0, 1), (1,))})
-    monkeypatch.setitem(FUNCTIONS, 'softsign', nn.functional.softsign)
+@pytest.mark.parametrize('samples', [None, torch.linspace(-9, 9, 160).double().view(10, 16)])
+def test_is_exact_where_the_activation_is_rational(samples):
     model = mlp(nn.Softsign).double()
     before = deepcopy(model)
-    (converted,) = kat_mm.to_kat(model).converted
-    assert converted.init == 'softsign'
-    assert converted.error_6 < 1e-15
+    (converted,) = kat_mm.to_kat(model, samples=samples).converted
+    assert converted.error < 1e-6
     x = 9 * torch.randn(3, 16, dtype=torch.float64)
-    torch.testing.assert_close(model(x), before(x), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(model(x), before(x), rtol=1e-6, atol=1e-6)
 
 
 def test_keys():
@@ -69,21 +67,119 @@ def test_keys():
 
 
 def test_the_report():
-    model = nn.Sequential(mlp(), mlp(nn.ReLU), mlp(nn.Hardtanh))
+    model = nn.Sequential(mlp(), mlp(nn.ReLU), mlp(nn.PReLU))
     report = kat_mm.to_kat(model)
     first, second = report.converted
     assert (first.name, first.kind, first.channels) == ('0', 'Mlp', (16, 32, 16))
-    assert (first.activation, first.init) == ('GELU', 'gelu')
-    for entry in report.converted:
-        assert entry.error_3 == pytest.approx(max_error(entry.init), rel=1e-4)
-        assert entry.error_6 == pytest.approx(max_error(entry.init, -6, 6), rel=1e-4)
-    assert (second.activation, second.init) == ('ReLU', 'relu')
+    assert (first.activation, second.activation) == ('GELU', 'ReLU')
+    assert first.interval == second.interval == (-6, 6)
+    assert first.rms is None
+    assert first.error == pytest.approx(0.0031, abs=5e-5)
+    assert second.error == pytest.approx(0.0255, abs=5e-4)
     text = str(report).splitlines()
     assert text[0] == 'Converted into GR-KAN layers: 2'
-    for part in ('Mlp', '16-32-16', 'GELU', f'{first.error_3:.1e}', f'{first.error_6:.1e}'):
-        assert part in text[2]
+    assert text[1].split() == ['channels', 'activation', 'fitted', 'on', 'largest', 'error']
+    assert text[2].split() == ['0', 'Mlp', '16-32-16', 'GELU', '[-6,', '6]', '3.1e-03']
     assert text[4] == 'Left as they were: 1'
-    assert 'Hardtanh' in text[5]
+    assert 'PReLU' in text[5]
+
+
+def act2_error(model, act, low, high):
+    """The largest |act2 - act| on an interval, act2 that of a chain."""
+    x = torch.linspace(low, high, 8 * 1001, dtype=torch.float64).reshape(-1, 8)
+    return (model[1](x) - act(x.clone())).abs().max().item()
+
+
+@pytest.mark.parametrize(('interval', 'error'), [(2.0, 2.0e-4), (12, 1.31e-2)])
+def test_the_interval_is_what_the_fit_serves(interval, error):
+    model = chain(16, 32, 16)
+    (entry,) = kat_mm.to_kat(model, interval=interval).converted
+    assert entry.interval == (-interval, interval)
+    assert act2_error(model, nn.GELU(), *entry.interval) == pytest.approx(entry.error, rel=1e-2)
+    assert entry.error == pytest.approx(error, rel=0.02)
+
+
+class Scaled(nn.Module):
+    """Two MLPs with inputs of different sizes, called with two arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow, self.wide = chain(16, 32, 16), chain(16, 32, 16)
+        self.rest = chain(16, 32, 16)
+        for i, layer in enumerate((self.narrow[0], self.wide[0])):
+            nn.init.normal_(layer.weight, std=(0.05, 0.5)[i])
+            nn.init.zeros_(layer.bias)
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x, scale):
+        x = self.drop(x * scale)
+        return self.narrow(x) + self.wide(x)
+
+
+@pytest.mark.parametrize(
+    'samples',
+    [lambda x: (x, 2.0), lambda x: dict(x=x, scale=2.0)],
+    ids=['tuple', 'dict'],
+)
+def test_samples_make_outputs_closer(samples):
+    torch.manual_seed(0)
+    model = Scaled().train()
+    model.wide.eval()
+    plain, fitted = deepcopy(model), deepcopy(model)
+    kat_mm.to_kat(plain)
+    report = kat_mm.to_kat(fitted, samples=samples(torch.randn(500, 16)))
+    for name, module in model.named_modules():
+        assert fitted.get_submodule(name).training == module.training
+    narrow, wide, rest = report.converted
+    assert narrow.interval[0] == pytest.approx(-1.8, abs=0.4)
+    assert narrow.interval[1] == pytest.approx(1.8, abs=0.4)
+    assert wide.interval[0] < -12
+    assert wide.interval[1] > 12
+    assert rest.interval == (-6, 6)  # it is not called
+    assert rest.rms is None
+    text = str(report).splitlines()
+    assert text[1].endswith('rms error')
+    assert text[2].endswith(f'{narrow.rms:.1e}')
+    assert text[4].split()[-3:] == ['[-6,', '6]', '3.1e-03']
+
+    x, scale = torch.randn(2000, 16), 2.0
+    for name, entry in (('narrow', narrow), ('wide', wide)):
+        with torch.no_grad():
+            h = getattr(model, name)[0](x * scale)
+            act2, unfitted = getattr(fitted, name)[1], getattr(plain, name)[1]
+            rms = (act2(h) - nn.functional.gelu(h)).square().mean().sqrt().item()
+            before = (unfitted(h) - nn.functional.gelu(h)).square().mean().sqrt().item()
+        assert rms == pytest.approx(entry.rms, rel=0.3)
+        assert rms < 0.7 * before
+        act2_of = nn.Sequential(nn.Identity(), act2)
+        error = act2_error(act2_of.double(), nn.GELU(), *entry.interval)
+        assert error == pytest.approx(entry.error, rel=0.02)
+
+
+def test_inputs_near_zero_are_fitted_for_a_little_more():
+    """What training changes soon would otherwise be far from all that was fitted."""
+    model = chain(16, 32, 16)
+    (entry,) = kat_mm.to_kat(model, samples=torch.zeros(1, 16)).converted
+    assert entry.interval == (-1, 1)
+    assert entry.error < 1e-3
+
+
+def test_samples_of_which_activations_make_nothing_finite():
+    model = chain(16, 32, 16)
+    before = str(model)
+    with pytest.raises(DataError, match='samples: an input of GELU is not finite'):
+        kat_mm.to_kat(model, samples=torch.full((1, 16), float('inf')))
+    assert str(model) == before
+    assert not model[1]._forward_pre_hooks
+
+
+def test_a_higher_order_is_closer():
+    errors = []
+    for order in ((3, 2), (5, 4), (8, 8)):
+        model = chain(16, 32, 16)
+        errors.append(kat_mm.to_kat(model, order=order).converted[0].error)
+        assert model[1].order == order
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
 
 
 def test_a_second_conversion_changes_nothing():
@@ -106,10 +202,15 @@ def test_nothing_to_convert():
 class QuickGELU(nn.Module):
     def __init__(self):
         super().__init__()
-        self.sigmoid = nn.Sigmoid()  # which has a fit of its own
+        self.sigmoid = nn.Sigmoid()  # which is an activation of its own
 
     def forward(self, x):
         return x * self.sigmoid(1.702 * x)
+
+
+class Log(nn.Module):
+    def forward(self, x):
+        return x.log()
 
 
 class MapsBetween(nn.Module):
@@ -135,10 +236,8 @@ LEFT = {
         timm.layers.GatedMlp(16, 64, gate_layer=partial(SpatialGatingUnit, seq_len=9)),
         'gated',
     ),
-    'other activation': (mlp(QuickGELU), 'no rational function is fitted .*QuickGELU'),
-    'other slope': (mlp(lambda: nn.LeakyReLU(0.2)), 'no rational function is fitted .*LeakyReLU'),
-    'parameters': (mlp(nn.PReLU), 'no rational function is fitted .*PReLU'),
-    'other beyond 6': (mlp(nn.ReLU6), 'no rational function is fitted .*ReLU6'),
+    'parameters': (mlp(nn.PReLU), 'its activation, PReLU, has parameters of its own'),
+    'not finite': (mlp(Log), 'can be fitted to its activation: .* not finite at -6'),
     'input channels': (mlp(inputs=12), 'num_groups=8 does not divide its 12 channels'),
     'hidden channels': (mlp(hidden=36), 'num_groups=8 does not divide its 36 channels'),
     'three layers': (chain(16, 32, 32, 16), 'two linear layers .* this one 3 and 2'),
@@ -160,16 +259,22 @@ def test_what_is_left_and_why(model, reason):
 
 
 @pytest.mark.parametrize(
-    'act', [nn.GELU(), nn.GELU('tanh'), timm.layers.GELU(), nn.ReLU(True), nn.SiLU(), QuickGELU()]
+    'act',
+    [
+        nn.GELU(),
+        nn.GELU('tanh'),
+        timm.layers.GELU(),
+        nn.ReLU(True),
+        nn.SiLU(),
+        QuickGELU(),
+        nn.LeakyReLU(0.2),
+    ],
 )
-def test_activations_are_recognised_by_their_values(act):
+def test_activations_are_fitted_whatever_their_class(act):
     model = chain(16, 32, 16, act=lambda: act)
-    converted = kat_mm.to_kat(model).converted
-    assert len(converted) == (type(act) is not QuickGELU)
-    for entry in converted:
-        x = torch.linspace(-3, 3, 8 * 1001, dtype=torch.float64).reshape(-1, 8)
-        error = (model[1](x) - act(x.clone())).abs().max().item()
-        assert error == pytest.approx(entry.error_3, rel=1e-2, abs=1e-7)
+    (entry,) = kat_mm.to_kat(model).converted
+    assert act2_error(model, act, -6, 6) == pytest.approx(entry.error, rel=1e-2)
+    assert entry.error < 0.03
 
 
 def test_a_module_in_two_places_is_converted_once():
@@ -244,7 +349,10 @@ def test_copies_are_independent():
     [
         (dict(num_groups=0), 'num_groups=0 must be a whole number from 1 on'),
         (dict(order=(9, 4)), r'order=\(9, 4\) must be two degrees'),
-        (dict(order=(3, 2)), r'order=\(3, 2\) holds 4 and 2'),
+        (dict(interval=0), 'interval=0 must be a positive number'),
+        (dict(interval=float('nan')), 'interval=nan must be a positive number'),
+        (dict(interval=float('inf')), 'interval=inf must be a positive number'),
+        (dict(interval=(-3, 3)), r'interval=\(-3, 3\) must be a number'),
     ],
 )
 def test_wrong_arguments_leave_the_model_unchanged(arguments, message):

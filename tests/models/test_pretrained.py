@@ -5,6 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+import kat_mm
 from kat_mm.errors import DataError, UserError
 from kat_mm.models import KAT
 
@@ -122,6 +123,17 @@ def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
     # The twin has GELU, CLIP an approximation of it.
     tolerance = 0.05 if name == 'clip' else 1e-4
     torch.testing.assert_close(plain(x)[0], expected, rtol=1e-4, atol=tolerance)
+
+
+def test_a_vit_that_to_kat_fitted_to_images_starts_a_kat_that_computes_the_same(tmp_path):
+    vit, x = vits.vit(), torch.randn(2, 3, 32, 32)
+    kat_mm.to_kat(vit, samples=x)
+    init_cfg = {'type': 'Pretrained', 'checkpoint': save(tmp_path / 'a.pth', vit.state_dict())}
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    model = KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg).eval()
+    model.init_weights()
+    expected = vit.forward_features(x)[:, 1:].mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(model(x)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_patches_of_another_size_are_resampled(tmp_path):
