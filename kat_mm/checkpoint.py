@@ -54,7 +54,7 @@ def read_checkpoint(source: str | Path, mmap: bool = True) -> object:
             return load_file(path)
         is_zip = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
         if is_zip:
-            _check_size(path)
+            _check_archive(path)
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and is_zip)
     except DataError:
         raise
@@ -191,9 +191,15 @@ def _unreachable(name: str, error: Exception) -> DataError:
     )
 
 
-def _check_size(path: Path) -> None:
+def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as file:
         unpacked = sum(entry.file_size for entry in file.infolist())
+        is_program = any(name.endswith('/constants.pkl') for name in file.namelist())
+    if is_program:  # as OpenAI's CLIP is published
+        raise DataError(
+            f'checkpoint {path} is refused: it is a TorchScript program. If you trust it, save its '
+            "weights alone: torch.save(torch.jit.load(path, 'cpu').state_dict(), 'weights.pth')"
+        )
     if unpacked > MOST_UNPACKED * path.stat().st_size:
         raise DataError(
             f'checkpoint {path} is refused: its {path.stat().st_size} bytes unpack to {unpacked}, '

@@ -61,6 +61,13 @@ def test_other_keys_stay():
     assert same(to_kat_keys(weights), weights)
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_programs_are_refused(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'clip.pt')
+    with pytest.raises(DataError, match=r'it is a TorchScript program.*save its weights alone: '):
+        read_checkpoint(tmp_path / 'clip.pt')
+
+
 @pytest.mark.parametrize('content', [{}, [], 3, {'state_dict': {}}, {'epoch': 3}, None])
 def test_no_weights(content):
     with pytest.raises(DataError, match=r'a\.pth holds no weights: it must be a state dict'):

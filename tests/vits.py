@@ -3,14 +3,15 @@
 import numpy as np
 import torch
 from timm.layers import get_act_layer
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 
-def vit(**kwargs):
+def vit(kind=VisionTransformer, **kwargs):
     torch.manual_seed(0)
     sizes = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=3)
-    model = VisionTransformer(**{**sizes, **kwargs}).eval()
+    model = kind(**{**sizes, **kwargs}).eval()
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, 'norm' in name and 'weight' in name, 0.1)
     return model
@@ -41,6 +42,11 @@ def deit3():
     return model, {'model': state}
 
 
+def distilled():
+    model = vit(VisionTransformerDistilled)
+    return model, {'model': model.state_dict()}
+
+
 def dinov2():
     model = vit(init_values=0.1, reg_tokens=4, no_embed_class=True, num_classes=0)
     state = dict(model.state_dict())
@@ -51,8 +57,8 @@ def dinov2():
     return model, {**state, 'mask_token': torch.zeros(1, 64)}
 
 
-def clip():
-    model = vit(pre_norm=True, num_classes=0, act_layer=get_act_layer('quick_gelu'))
+def clip(activation='quick_gelu'):
+    model = vit(pre_norm=True, num_classes=0, act_layer=get_act_layer(activation))
     names = {
         'patch_embed.proj': 'conv1',
         'pos_embed': 'positional_embedding',
@@ -78,8 +84,8 @@ def clip():
 
 
 def augreg(path):
-    """Saves a ViT in the layout of AugReg's files."""
-    model = vit()
+    """Saves a ViT in the layout of AugReg's files, with two heads of 32 channels."""
+    model = vit(num_heads=2)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     arrays = {
         'cls': state['cls_token'],
@@ -96,11 +102,11 @@ def augreg(path):
         attention = block + 'MultiHeadDotProductAttention_1/'
         for n, name in enumerate(('query', 'key', 'value')):
             rows = slice(64 * n, 64 * n + 64)
-            kernel = state[ours + 'attn.qkv.weight'][rows].T.reshape(64, 1, 64)
+            kernel = state[ours + 'attn.qkv.weight'][rows].T.reshape(64, 2, 32)
             arrays[f'{attention}{name}/kernel'] = kernel
-            bias = state[ours + 'attn.qkv.bias'][rows].reshape(1, 64)
+            bias = state[ours + 'attn.qkv.bias'][rows].reshape(2, 32)
             arrays[f'{attention}{name}/bias'] = bias
-        arrays[attention + 'out/kernel'] = state[ours + 'attn.proj.weight'].T.reshape(1, 64, 64)
+        arrays[attention + 'out/kernel'] = state[ours + 'attn.proj.weight'].T.reshape(2, 32, 64)
         arrays[attention + 'out/bias'] = state[ours + 'attn.proj.bias']
         for n in (0, 1):
             dense = f'{block}MlpBlock_3/Dense_{n}/'

@@ -80,7 +80,8 @@ class KAT(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the patch and position embeddings and the class
             token, k also the first k blocks; the number of blocks also the final norm.
         init_cfg: mm's initialisation config, such as
-            `dict(type='Pretrained', checkpoint=...)`.
+            `dict(type='Pretrained', checkpoint=...)`, with prefix and activation if needed; see
+            `load_pretrained`.
         pyramid_strides: strides of the pyramid's levels in pixels, one for each of its numbers of
             channels. Each is patch_size times a power of two. They may repeat, as those of
             dilated backbones do: (4, 8, 8, 8).
@@ -257,7 +258,8 @@ class KAT(BaseModule):
         self.init_cfg = init_cfg
         for config in configs:
             if loads_pretrained(config) and not loaded:
-                load_pretrained(self, config['checkpoint'], config.get('prefix'))
+                options = {key: config.get(key) for key in ('prefix', 'activation')}
+                load_pretrained(self, config['checkpoint'], **options)
 
     def train(self, mode: bool = True) -> 'KAT':
         """Sets training mode, in which what frozen_stages freezes stays in evaluation mode."""

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from ..checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
 from ..conversion.vit import (
     INTERVAL,
+    activation_of,
     fit_activation,
     is_vit,
+    resample_patches,
     to_timm_keys,
     vision_part,
     vit_to_kat,
@@ -20,18 +22,22 @@ from .gr_kan import GRKAN
 from .pos_embed import adapt_pos_embed
 
 # What a classifier has besides the backbone, and what windowed attention has no place for.
-UNUSED = re.compile(r'(head|head_dist|norm|fc_norm|cls_token|dist_token|reg_token)\b')
+UNUSED = re.compile(r'(head|norm|fc_norm|cls_token|reg_token)\b')
 # What dense prediction adds to a classifier, and is drawn anew.
 ADDED = re.compile(r'pyramid\.|blocks\.\d+\.attn\.rel_pos_')
 
 
-def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) -> None:
+def load_pretrained(
+    model: nn.Module, source: str, prefix: str | None = None, activation: str | None = None
+) -> None:
     """Loads weights of a KAT or ViT into the backbone `model`, as `fit_weights` makes them fit.
 
     Args:
         model: a `KAT`.
         source: a file, a URL or the id of a Hugging Face repository, as in `read_checkpoint`.
         prefix: takes the keys behind it alone, such as 'backbone.'.
+        activation: that of a ViT, 'gelu' or 'quick_gelu'; by default GELU, and for CLIP OpenAI's
+            own, which others who train CLIP need not have.
 
     Raises:
         DataError: for a source that cannot be read, and for weights that do not fit, of which it
@@ -45,10 +51,12 @@ def load_pretrained(model: nn.Module, source: str, prefix: str | None = None) ->
         content = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
         if not content:
             raise DataError(f'{name} has no keys that start with {start!r}')
-    model.load_state_dict(fit_weights(model, content, name), strict=False)
+    model.load_state_dict(fit_weights(model, content, name, activation), strict=False)
 
 
-def fit_weights(model: nn.Module, content: object, source: str) -> dict[str, Tensor]:
+def fit_weights(
+    model: nn.Module, content: object, source: str, activation: str | None = None
+) -> dict[str, Tensor]:
     """Returns the weights of a KAT or ViT that a file held, with the keys and shapes of `model`.
 
     Those of a ViT become weights of a KAT that computes the same, up to the error of a fit, by
@@ -59,6 +67,7 @@ def fit_weights(model: nn.Module, content: object, source: str) -> dict[str, Ten
         model: a `KAT`.
         content: a state dict, or what contains one.
         source: what messages call it.
+        activation: as for `load_pretrained`.
 
     Raises:
         DataError, ConfigError: as `check_fit`, and if there are no weights.
@@ -66,7 +75,7 @@ def fit_weights(model: nn.Module, content: object, source: str) -> dict[str, Ten
     taken = vision_part(to_kat_keys(content, source))
     weights = to_timm_keys(taken)
     if is_vit(weights) and isinstance(model.blocks[0].mlp, GRKAN):
-        activation = 'quick_gelu' if 'norm_pre.weight' in weights else 'gelu'
+        activation = activation or activation_of(weights)
         error = fit_activation(activation).error
         weights = vit_to_kat(weights, activation, model.blocks[0].mlp.act1.num_groups)
         message = f'act2 is {activation}, fitted to {error:.2g} on [-{INTERVAL:g}, {INTERVAL:g}]'
@@ -74,7 +83,7 @@ def fit_weights(model: nn.Module, content: object, source: str) -> dict[str, Ten
     if 'norm_pre.weight' in weights:  # CLIP's patch projection has no bias
         weights.setdefault('patch_embed.proj.bias', torch.zeros(model.embed_dims))
     own = model.state_dict()
-    _resample_patches(weights, own['patch_embed.proj.weight'])
+    _resample_patches(weights, own['patch_embed.proj.weight'].shape)
     check_fit(model, weights, source)
     drawn = [key for key in own if key not in weights]
     unused = left_out(content, taken) + [key for key in weights if key not in own]
@@ -120,24 +129,14 @@ def _fit(key: str, shape: torch.Size, own: torch.Size) -> bool:
     return shape == own
 
 
-def _resample_patches(weights: dict[str, Tensor], own: Tensor) -> None:
-    """Resamples the patch projection to the model's size, as FlexiViT does (arXiv 2212.08013)."""
+def _resample_patches(weights: dict[str, Tensor], own: torch.Size) -> None:
+    """Resamples the patch projection to the model's size, unless it is of another architecture."""
     key = 'patch_embed.proj.weight'
-    weight = weights.get(key)
-    if weight is None or weight.dim() != 4 or weight.shape[2:] == own.shape[2:]:
+    if key not in weights or weights[key].dim() != 4 or weights[key].shape[:2] != own[:2]:
         return
-    if weight.shape[:2] != own.shape[:2]:
-        return  # of another architecture, which is reported
-    try:
-        from timm.layers import resample_patch_embed
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f'{key}: patches of {tuple(weight.shape[2:])} pixels cannot be resampled to '
-            f'{tuple(own.shape[2:])} without timm: pip install timm'
-        ) from error
-    weights[key] = resample_patch_embed(weight.float(), list(own.shape[2:]))
-    message = f'resampled from {tuple(weight.shape[2:])} to {tuple(own.shape[2:])} pixels'
-    print_log(f'{key}: {message}', 'current')
+    old = tuple(weights[key].shape[2:])
+    if resample_patches(weights, own[2:]):
+        print_log(f'{key}: resampled from {old} to {tuple(own[2:])} pixels', 'current')
 
 
 def _few(items: list[str], count: int = 3) -> str:

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import kat_mm
-from kat_mm.errors import DataError, UserError
+from kat_mm.errors import ConfigError, DataError, UserError
 from kat_mm.models import KAT
 
 pytest.importorskip('timm')
@@ -104,6 +104,7 @@ def test_a_prefix_picks_keys(tmp_path):
         ('mae', {}),
         ('dino', {}),
         ('deit3', {'layer_scale': 1.0}),
+        ('distilled', {'reg_tokens': 1}),
         ('dinov2', {'layer_scale': 1.0, 'reg_tokens': 4}),
         ('clip', {'pre_norm': True}),
     ],
@@ -123,6 +124,26 @@ def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
     # The twin has GELU, CLIP an approximation of it.
     tolerance = 0.05 if name == 'clip' else 1e-4
     torch.testing.assert_close(plain(x)[0], expected, rtol=1e-4, atol=tolerance)
+
+
+def test_a_clip_with_an_activation_of_its_own(tmp_path):
+    """Such as OpenCLIP's of LAION, whose weights are named as OpenAI's."""
+    vit, content = vits.clip('gelu')
+    torch.save(content, tmp_path / 'vit.pth')
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    x = torch.randn(2, 3, 32, 32)
+    expected = vit.forward_features(x)[:, 1:].mT.unflatten(2, (4, 4))
+    errors = []
+    for activation in ('gelu', None):
+        init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
+        init_cfg['activation'] = activation
+        kwargs = dict(img_size=32, patch_size=8, pre_norm=True)
+        model = KAT(arch, init_cfg=init_cfg, **kwargs).eval()
+        model.init_weights()
+        errors.append((model(x)[0] - expected).abs().max())
+    assert errors[0] < errors[1] / 2
+    with pytest.raises(ConfigError, match="unknown activation 'relu' of a ViT; known: gelu, qu"):
+        KAT(arch, init_cfg={**init_cfg, 'activation': 'relu'}, **kwargs).init_weights()
 
 
 def test_a_vit_that_to_kat_fitted_to_images_starts_a_kat_that_computes_the_same(tmp_path):
