@@ -120,7 +120,7 @@ def _unwrap(content: object) -> tuple[Mapping, list[str]]:
 
 
 def rename_coefficients(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives coefficients of FlashKAT, or of timm's ViT after `kat_mm.to_kat`, the published keys."""
+    """Gives coefficients of FlashKAT, and of timm's ViT after `kat_mm.to_kat`, our keys."""
     names = '|'.join(map(re.escape, RENAMED))
     pattern = re.compile(rf'(?<=\.)({names})(?=\.|$)')
     return {pattern.sub(lambda name: RENAMED[name[0]], k): v for k, v in weights.items()}
