@@ -1,5 +1,7 @@
 """The group-rational function in plain PyTorch: the op's oracle and fallback."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,8 @@ def group_layout(
     """
     groups = max(numerator.shape[0], denominator.shape[0])
     dim = channel_dim % x.dim()
-    outer = x.shape[:dim].numel()
-    return outer, groups, x.shape[dim:].numel() // groups
+    # numel() would make a constant of a dynamic size.
+    return math.prod(x.shape[:dim]), groups, math.prod(x.shape[dim:]) // groups
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
