@@ -1,8 +1,9 @@
 """Exports the backbone of a config: tools/export.py configs/kat_maskrcnn_coco.py kat.onnx
 
 The name tells the format: .pt2 is torch.export's, .onnx ONNX of standard operators, and .so.pt2 a
-package that AOTInductor compiled for this machine's GPU or CPU, with the compiled op in it. What is
-exported then runs on a random image, and the largest difference from the model is printed.
+package that AOTInductor compiled for this machine's GPU or CPU. Both .pt2 call the compiled op, so
+import kat_mm before you load them. What is exported then runs on random images of --size, and the
+largest difference from the model is printed.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dynamic',
         action='store_true',
-        help='let the number of images vary and, but in ONNX, their size',
+        help='let the number of images and their size vary',
     )
     parser.add_argument('--device', help='cuda or cpu')
     return parser.parse_args()
@@ -62,10 +63,8 @@ def main():
     device = torch.device('cpu') if kind == 'onnx' else choose_device(args.device)
     model = build(args).to(device).eval()
     torch.manual_seed(0)
-    batch = max(args.batch, 2) if args.dynamic else args.batch  # one image would stay one
-    images = torch.randn(batch, 3, *args.size, device=device)
-    program = export_backbone(model, images, args.dynamic, args.dynamic and kind != 'onnx')
-    save(program, images, args.out, kind)
+    images = torch.randn(args.batch, 3, *args.size, device=device)
+    save(export_backbone(model, images, args.dynamic, args.dynamic), args.out, kind)
     print(args.out)
     with torch.no_grad():
         expected, results = model(images), run(args.out, kind, images)

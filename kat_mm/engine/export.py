@@ -9,8 +9,8 @@ from torch.export import Dim, ExportedProgram
 from ..errors import UserError
 from ..rational.reference import rational_formula
 
-FORMATS = ('pt2', 'onnx', 'aoti')
 LARGEST_BATCH = 1024
+AXES = ({0: 'batch', 2: 'height', 3: 'width'},)  # names in ONNX of those that vary
 
 
 def export_backbone(
@@ -23,22 +23,33 @@ def export_backbone(
     Args:
         model: the backbone, in evaluation mode.
         images: an example; on the device that the program is for.
-        any_batch: lets B be another than that of the example, which must have two images then.
+        any_batch: lets B be another than that of the example.
         any_size: lets H and W be others.
     """
-    batch = Dim('batch', min=1, max=LARGEST_BATCH) if any_batch else Dim.STATIC
-    side = Dim.DYNAMIC if any_size else Dim.STATIC
-    shapes = ((batch, Dim.STATIC, side, side),)
+    # Tracing takes for a rule what happens to hold for the example: that there is one image or
+    # one window, or nothing to crop. So it gets an example that is larger and fits nothing.
+    batch, channels, height, width = images.shape
+    if any_batch:
+        batch = max(batch, 2)
+    if any_size:
+        side = max(height, width) // 64 * 64 + 64
+        height, width = side + 1, side + 65
+    example = images.new_zeros(batch, channels, height, width)
+    batch_dim = Dim('batch', min=1, max=LARGEST_BATCH) if any_batch else Dim.STATIC
+    side_dim = Dim.DYNAMIC if any_size else Dim.STATIC
+    shapes = ((batch_dim, Dim.STATIC, side_dim, side_dim),)
     with torch.no_grad():
-        return torch.export.export(model, (images,), dynamic_shapes=shapes)
+        program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+    # What is left of such rules is about how memory is laid out, which ops look up anew.
+    program._guards_code = []
+    return program
 
 
-def save(program: ExportedProgram, images: Tensor, path: Path, kind: str) -> None:
+def save(program: ExportedProgram, path: Path, kind: str) -> None:
     """Writes a program to a file.
 
     Args:
         program: from `export_backbone`.
-        images: its example.
         path: the file.
         kind: 'pt2' for `torch.export.load`, 'onnx' for ONNX of standard operators, 'aoti' for a
             package that AOTInductor compiled, for `torch._inductor.aoti_load_package`.
@@ -47,20 +58,20 @@ def save(program: ExportedProgram, images: Tensor, path: Path, kind: str) -> Non
     if kind == 'pt2':
         torch.export.save(program, path)
     elif kind == 'onnx':
-        _save_onnx(program, images, path)
+        _save_onnx(program, path)
     else:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
-def _save_onnx(program: ExportedProgram, images: Tensor, path: Path) -> None:
+def _save_onnx(program: ExportedProgram, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError('ONNX needs two packages: pip install onnx onnxscript') from error
-    table = torch.export.default_decompositions()
-    table[torch.ops.kat_mm.rational.default] = rational_formula
-    program = program.run_decompositions(table)
-    torch.onnx.export(program, (images,), path, dynamo=True, verbose=False)
+    program = program.run_decompositions({torch.ops.kat_mm.rational.default: rational_formula})
+    # With gradients, attention with a bias would take another way than when it was traced.
+    with torch.no_grad():
+        torch.onnx.export(program, f=path, dynamic_shapes=AXES, dynamo=True, verbose=False)
 
 
 def run(path: Path, kind: str, images: Tensor) -> list[Tensor] | None:

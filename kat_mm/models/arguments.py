@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 
 from ..checks import is_whole, whole, wholes
 from ..errors import ConfigError
+from .sizes import ceil_div
 
 # Weights of other backbones, by the names that configs of OpenMMLab call them: KAT's are in none.
 MODEL_ZOOS = (
@@ -32,7 +33,7 @@ def patch_grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int
             f'img_size={img_size} is smaller than a patch, patch_size={patch_size}: choose '
             'a larger img_size or a smaller patch_size'
         )
-    return -(-sides[0] // patch_size), -(-sides[1] // patch_size)
+    return ceil_div(sides[0], patch_size), ceil_div(sides[1], patch_size)
 
 
 def check_image_size(height: int, width: int, patch_size: int, window_size: int) -> None:
@@ -48,7 +49,7 @@ def check_image_size(height: int, width: int, patch_size: int, window_size: int)
             f'images of {height} x {width} pixels are smaller than a patch, '
             f'patch_size={patch_size}: enlarge them or choose a smaller patch_size'
         )
-    h, w = -(-height // patch_size), -(-width // patch_size)
+    h, w = ceil_div(height, patch_size), ceil_div(width, patch_size)
     if h < window_size and w < window_size:
         raise ConfigError(
             f'window_size={window_size} is larger than the map of images of {height} x {width} '

@@ -8,6 +8,7 @@ from ..checks import whole
 from ..errors import ConfigError
 from .mimetic import mimetic_init_
 from .relative_position import relative_position_bias
+from .sizes import ceil_div, is_symbol
 
 
 class Attention(nn.Module):
@@ -80,17 +81,21 @@ class Attention(nn.Module):
         y = self._windows(qkv, grid) if self.window_size else self._attend(qkv, grid)
         return self.drop(self.proj(y))
 
-    def _attend(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Attention among all tokens of qkv [B, N, 3 C]; returns [B, N, C]."""
+    def _attend(self, qkv: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        """Attention among all tokens of qkv [B, N, 3 C]; returns [B, N, C].
+
+        A mask [B, 1, 1, N] is added to the logits.
+        """
         batch, tokens, channels = qkv.shape
         q, k, v = qkv.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        bias = None
+        bias = mask
         if self.rel_pos_h is not None:
             # A window smaller than the others has its distances in the table. Global attention
             # over a map of another size stretches the table, as position embeddings are.
             bias = relative_position_bias(
                 q, grid, self.rel_pos_h, self.rel_pos_w, stretch=not self.window_size
             )
+            bias = bias if mask is None else bias + mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return y.transpose(1, 2).reshape(batch, tokens, channels // 3)
 
@@ -100,18 +105,40 @@ class Attention(nn.Module):
         Whole windows and the smaller ones at the right and bottom edges make up to four tiles.
         """
         h, w = grid
+        x = qkv.view(-1, h, w, qkv.shape[-1])
+        if is_symbol(h + w):
+            return self._padded_windows(x).flatten(1, 2)
         bands = []
-        for band in qkv.view(-1, h, w, qkv.shape[-1]).split(_tile_sizes(h, self.window_size), 1):
+        for band in x.split(_tile_sizes(h, self.window_size), 1):
             tiles = band.split(_tile_sizes(w, self.window_size), 2)
             bands.append(_concatenate([self._attend_tile(tile) for tile in tiles], 2))
         return _concatenate(bands, 1).flatten(1, 2)
 
-    def _attend_tile(self, tile: Tensor) -> Tensor:
-        """Attention within the equal windows of a tile [B, th, tw, 3 C]; returns [B, th, tw, C]."""
+    def _padded_windows(self, x: Tensor) -> Tensor:
+        """Attention within the windows of a map x [B, h, w, 3 C]; returns [B, h, w, C].
+
+        For sizes that are symbols, as these do not tell which smaller windows there are: the map is
+        padded to whole ones, and a mask keeps the padding from being attended to.
+        """
+        (h, w), s = x.shape[1:3], self.window_size
+        padding = (0, ceil_div(w, s) * s - w, 0, ceil_div(h, s) * s - h)
+        mask = F.pad(x.new_zeros(h, w), padding, value=-torch.inf)
+        return self._attend_tile(F.pad(x, (0, 0, *padding)), mask)[:, :h, :w]
+
+    def _attend_tile(self, tile: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention within the equal windows of a tile [B, th, tw, 3 C]; returns [B, th, tw, C].
+
+        A mask [th, tw], which a tile of whole windows may have, is added to the keys' logits.
+        """
         batch, h, w, _ = tile.shape
-        sh, sw = min(h, self.window_size), min(w, self.window_size)
+        sh = sw = self.window_size
+        if mask is None:
+            sh, sw = min(h, sh), min(w, sw)
+        else:
+            mask = mask.view(h // sh, sh, w // sw, sw).transpose(1, 2).reshape(-1, 1, 1, sh * sw)
+            mask = mask.repeat(batch, 1, 1, 1)
         windows = tile.view(batch, h // sh, sh, w // sw, sw, -1).transpose(2, 3)
-        y = self._attend(windows.reshape(-1, sh * sw, tile.shape[-1]), (sh, sw))
+        y = self._attend(windows.reshape(-1, sh * sw, tile.shape[-1]), (sh, sw), mask)
         y = y.view(batch, h // sh, w // sw, sh, sw, -1).transpose(2, 3)
         return y.reshape(batch, h, w, -1)
 

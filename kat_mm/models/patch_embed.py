@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sizes import ceil_div, is_symbol
+
 
 class PatchEmbed(nn.Module):
     """Computes a linear embedding of each patch (ViT, arXiv 2010.11929, section 3.1).
@@ -20,9 +22,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        bottom, right = (-size % self.patch_size for size in images.shape[-2:])
-        if bottom or right:
+        height, width = images.shape[-2:]
+        h, w = (ceil_div(size, self.patch_size) for size in (height, width))
+        bottom, right = h * self.patch_size - height, w * self.patch_size - width
+        if is_symbol(bottom + right) or bottom or right:
             images = F.pad(images, (0, right, 0, bottom))
         x = self.proj(images)
         # Contiguous with the channels last, which is how all that follows reads the tokens.
-        return x.flatten(2).transpose(1, 2).contiguous(), (x.shape[2], x.shape[3])
+        return x.flatten(2).transpose(1, 2).contiguous(), (h, w)

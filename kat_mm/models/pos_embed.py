@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .sizes import is_symbol
 
 
 def resize_pos_embed(
@@ -29,7 +30,7 @@ def resize_pos_embed(
         it already fits.
     """
     # While exporting with a dynamic size, asking whether it is the old one would rule that out.
-    if not isinstance(new[0] + new[1], torch.SymInt) and old == new:
+    if not is_symbol(new[0] + new[1]) and old == new:
         return pos_embed
     # Half precision is too coarse for positions, so autocast must leave the products alone. It
     # does not know the meta device, where nothing is cast.

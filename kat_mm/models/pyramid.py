@@ -8,6 +8,7 @@ from torch.autograd import Function
 
 from ..checks import whole, wholes
 from ..errors import ConfigError
+from .sizes import ceil_div
 
 
 class SimplePyramid(nn.Module):
@@ -84,7 +85,7 @@ class SimplePyramid(nn.Module):
         for stride, level in zip(self.strides, self.levels.values(), strict=True):
             y = level(x)
             if image_size is not None:
-                h, w = (-(-size // stride) for size in image_size)
+                h, w = (ceil_div(size, stride) for size in image_size)
                 y = y[..., :h, :w]
             maps.append(y.contiguous())
         for _ in range(self.num_extra):

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sizes import is_symbol
+
 
 def relative_position_bias(
     q: Tensor, grid: tuple[int, int], table_h: Tensor, table_w: Tensor, stretch: bool
@@ -37,7 +39,7 @@ def relative_position_bias(
 def _vectors(table: Tensor, size: int, stretch: bool) -> Tensor:
     """Vectors [size, size, head_dims] of each pair of a query's and a key's coordinate."""
     length = 2 * size - 1
-    if table.shape[0] != length:
+    if is_symbol(length) or table.shape[0] != length:
         if stretch:
             table = F.interpolate(table.T[None], size=length, mode='linear')[0].T
         elif table.shape[0] > length:
