@@ -5,9 +5,10 @@ _base_ = [
     './_base_/segmentation_runtime.py',
 ]
 
-iters = 3000
-# Nine pixels in ten are background.
-loss = dict(class_weight=[0.5] + [1.0] * 10)
+iters = 2500
+# Nine pixels in ten are background. The less they weigh, the sooner the digits are told apart; the
+# auxiliary head, which only teaches, goes further than the one that predicts.
+digits = [1.0] * 10
 model = dict(
     data_preprocessor=dict(size=(80, 80)),
     backbone=dict(
@@ -33,7 +34,7 @@ model = dict(
         num_classes=11,
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN'),
-        loss_decode=loss,
+        loss_decode=dict(class_weight=[0.2, *digits]),
     ),
     auxiliary_head=dict(
         in_channels=64,
@@ -42,7 +43,7 @@ model = dict(
         num_classes=11,
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN'),
-        loss_decode=loss,
+        loss_decode=dict(class_weight=[0.1, *digits], loss_weight=1.0),
     ),
 )
 
@@ -53,13 +54,13 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=1000)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters // 2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='KATOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=2.5e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2.5e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [

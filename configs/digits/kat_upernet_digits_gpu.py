@@ -2,14 +2,15 @@
 #   python tools/make_digit_scenes.py data/digit_scenes_large --train 3200 --val 200
 _base_ = '../kat_upernet_digits.py'
 
-iters = 3600
+iters = 2600
 data_root = 'data/digit_scenes_large/'
 scale = (256, 256)
 model = dict(
     data_preprocessor=dict(size=scale),
     backbone=dict(arch=dict(embed_dims=192, num_layers=12, num_heads=3), img_size=256),
-    neck=dict(in_channels=192, out_channels=128),
-    decode_head=dict(in_channels=[128, 128, 128], channels=128),
+    # The digits are twice as large, so there is a level more.
+    neck=dict(in_channels=192, out_channels=128, strides=(4, 8, 16, 32)),
+    decode_head=dict(in_channels=[128] * 4, in_index=[0, 1, 2, 3], channels=128),
     auxiliary_head=dict(in_channels=128, channels=128),
 )
 
@@ -27,16 +28,17 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=32,
     num_workers=12,
+    pin_memory=True,  # a thread of its own takes the batches from the workers
     dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
 val_dataloader = dict(num_workers=4, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=iters, val_interval=1200)
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=1200))
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=8e-4))
+train_cfg = dict(max_iters=iters, val_interval=1300)
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=1300))
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=200, end=iters),
