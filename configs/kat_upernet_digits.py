@@ -5,7 +5,7 @@ _base_ = [
     './_base_/segmentation_runtime.py',
 ]
 
-iters = 2500
+iters = 2400
 # Nine pixels in ten are background. The less they weigh, the sooner the digits are told apart; the
 # auxiliary head, which only teaches, goes further than the one that predicts.
 digits = [1.0] * 10
