@@ -7,8 +7,7 @@ PIP_FLAGS ?= -q --disable-pip-version-check
 
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
-# Waiting threads that sleep instead of spinning: several times faster where cores are shared.
-RUN := OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 $(VENV)/bin/python
+RUN := PYTHONUNBUFFERED=1 $(VENV)/bin/python
 
 .PHONY: demo demo-seg test lint setup clean
 

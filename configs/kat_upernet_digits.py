@@ -53,7 +53,10 @@ train_pipeline = [
     dict(type='RandomCrop', crop_size=(80, 80)),
     dict(type='PackSegInputs'),
 ]
-train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
+# Reading a batch takes a tenth of a step: a process for it would only compete for the two cores.
+train_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
+)
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters // 2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -30,6 +30,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=32,
     num_workers=12,
+    persistent_workers=True,
     pin_memory=True,  # a thread of its own takes the batches from the workers
     dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
