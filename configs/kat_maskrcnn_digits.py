@@ -1,6 +1,6 @@
 # Mask R-CNN with a small KAT on the embedded data set: minutes on two CPU cores.
 _base_ = [
-    './_base_/mask_rcnn.py',
+    './_base_/mask_rcnn_vitdet.py',
     './_base_/digit_scenes_instance.py',
     './_base_/detection_runtime.py',
 ]

@@ -1,4 +1,4 @@
-# The twin of KAT-B with plain MLPs, which is ViTDet with ViT-B.
+# The twin of KAT-B with plain MLPs, which is ViT-B.
 _base_ = './kat_base_maskrcnn_coco.py'
 
 pretrained = 'checkpoints/vit_base_patch16_224.pth'

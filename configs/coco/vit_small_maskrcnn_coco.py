@@ -1,4 +1,4 @@
-# The twin of KAT-S with plain MLPs, which is ViTDet with ViT-S.
+# The twin of KAT-S with plain MLPs, which is ViT-S.
 _base_ = '../kat_maskrcnn_coco.py'
 
 pretrained = 'checkpoints/vit_small_patch16_224.pth'

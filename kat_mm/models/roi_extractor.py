@@ -20,6 +20,7 @@ class FullPrecisionRoIExtractor(SingleRoIExtractor):
         self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
         with torch.autocast(rois.device.type, enabled=False):
-            wide = tuple(feat.float() for feat in feats)
+            # mmcv's compiled kernels read maps as if they were contiguous, whatever they are.
+            wide = tuple(feat.float().contiguous() for feat in feats)
             pooled = super().forward(wide, rois.float(), roi_scale_factor)
         return pooled.to(feats[0].dtype)

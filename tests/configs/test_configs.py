@@ -123,7 +123,10 @@ def test_coco_recipe(load, name):
 @pytest.mark.parametrize('name', COCO)
 def test_coco_sizes_fit_together(load, name):
     config = load(name)
-    assert config.model.neck.in_channels == check_size(name, config.model.backbone)
+    channels = check_size(name, config.model.backbone)
+    levels, fpn = config.model.neck
+    assert levels.embed_dim == channels
+    assert fpn.in_channels == [channels] * 4
     assert config.model.backbone.window_size == 14
 
 

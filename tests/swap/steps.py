@@ -1,6 +1,7 @@
 """A training step and a prediction of any config of mmdet or mmseg, on small images of noise."""
 
 import copy
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -113,6 +114,8 @@ def train(model, config):
     """Takes one step with the config's own optimizer, under autocast to its precision."""
     wrapper_config = copy.deepcopy(config.optim_wrapper)
     dtype = getattr(torch, wrapper_config.pop('dtype', 'float32'))
+    if not find_spec('mmcv._ext').origin.endswith('mmcv_ext.py'):
+        dtype = torch.float32  # a compiled mmcv's nms for the CPU takes no other scores
     wrapper_config.type = 'OptimWrapper'  # mm has mixed precision for GPUs alone
     wrapper = build_optim_wrapper(model, wrapper_config)
     hub = MessageHub.get_current_instance()  # some losses change in the course of training
