@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import kat_mm  # noqa: F401
 from kat_mm.engine.cli import nested
@@ -32,8 +32,13 @@ TWINS = {
     **ADE20K_TWINS,
     'digits/kat_maskrcnn_800x1333.py': 'digits/vit_maskrcnn_800x1333.py',
 }
-# Of the whole segmentor, as the KAT paper (arXiv 2409.10594) gives them.
-PUBLISHED_PARAMETERS = {'kat_upernet_ade20k.py': 57e6, 'ade20k/kat_base_upernet_ade20k.py': 142e6}
+# Of whole models, as the KAT paper (arXiv 2409.10594) gives them.
+PUBLISHED_PARAMETERS = {
+    'kat_maskrcnn_coco.py': 44.5e6,
+    'coco/kat_base_maskrcnn_coco.py': 113.7e6,
+    'kat_upernet_ade20k.py': 57e6,
+    'ade20k/kat_base_upernet_ade20k.py': 142e6,
+}
 
 
 def build(config):
@@ -60,6 +65,17 @@ def test_config_builds_its_model(load, name):
     if name in PUBLISHED_PARAMETERS:
         count = sum(parameter.numel() for parameter in model.parameters())
         assert count == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.015)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_heads_know_the_classes_of_the_data(load, name):
+    config = load(name)
+    dataset = config.val_dataloader.dataset
+    stock = DATASETS.get(f'{config.default_scope}.{dataset.type}').METAINFO
+    classes = dataset.get('metainfo', stock)['classes']
+    heads = [config.model.get('decode_head', {}), *config.model.get('roi_head', {}).values()]
+    known = {head['num_classes'] for head in heads if 'num_classes' in head}
+    assert known == {len(classes)}
 
 
 @pytest.mark.parametrize('name', NAMES)

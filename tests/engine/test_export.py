@@ -48,3 +48,14 @@ def test_any_batch_and_any_size(model, program, tmp_path, kind):
         with torch.no_grad():
             results, expected = run(path, kind, images), model(images)
         torch.testing.assert_close(results, list(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_package_of_aot_inductor(tmp_path, device):
+    arch = dict(embed_dims=16, num_layers=1, num_heads=2)
+    model = KAT(arch, img_size=32, patch_size=8).to(device).eval()
+    images = torch.randn(2, 3, 40, 24, device=device)
+    path = tmp_path / 'kat.so.pt2'
+    save(export_backbone(model, images), path, 'aoti')
+    with torch.no_grad():
+        results, expected = run(path, 'aoti', images), model(images)
+    torch.testing.assert_close(results, list(expected), rtol=1e-4, atol=1e-4)
