@@ -1,10 +1,10 @@
 """A training step and a prediction of any config of mmdet or mmseg, on small images of noise."""
 
 import copy
-from importlib.util import find_spec
 
 import numpy as np
 import torch
+from mmcv_ops import COMPILED
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
@@ -114,7 +114,7 @@ def train(model, config):
     """Takes one step with the config's own optimizer, under autocast to its precision."""
     wrapper_config = copy.deepcopy(config.optim_wrapper)
     dtype = getattr(torch, wrapper_config.pop('dtype', 'float32'))
-    if not find_spec('mmcv._ext').origin.endswith('mmcv_ext.py'):
+    if COMPILED:
         dtype = torch.float32  # a compiled mmcv's nms for the CPU takes no other scores
     wrapper_config.type = 'OptimWrapper'  # mm has mixed precision for GPUs alone
     wrapper = build_optim_wrapper(model, wrapper_config)

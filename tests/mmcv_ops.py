@@ -1,0 +1,7 @@
+"""Whose ops mmcv has here."""
+
+from importlib.util import find_spec
+
+import kat_mm  # noqa: F401
+
+COMPILED = not find_spec('mmcv._ext').origin.endswith('mmcv_ext.py')
