@@ -2,16 +2,13 @@
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
 
 import kat_mm  # noqa: F401
 from kat_mm.engine import cli, latest_checkpoint
+from kat_mm.engine.model_checks import check_model
 from kat_mm.errors import ConfigError
-from kat_mm.models import KAT
-from kat_mm.models.arguments import check_image_size
 
 
 def parse_args():
@@ -46,16 +43,6 @@ def choose_weights(config: Config, resume: str | None) -> None:
         cli.check_checkpoint(config.load_from, config.resume)
 
 
-def check_image_sizes(model: nn.Module) -> None:
-    """Checks that the backbone takes the images, where the preprocessor makes all of one size."""
-    modules = list(model.modules())
-    sizes = [getattr(m, 'size', None) for m in modules if isinstance(m, BaseDataPreprocessor)]
-    for backbone in modules:
-        for size in filter(None, sizes):
-            if isinstance(backbone, KAT):
-                check_image_size(*size, backbone.patch_size, backbone.window_size)
-
-
 def main():
     args = parse_args()
     config = cli.load_config(args)
@@ -76,7 +63,7 @@ def main():
     cli.check_pretrained(config)
 
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    check_image_sizes(runner.model)
+    check_model(runner.model)
     runner.train()
 
 

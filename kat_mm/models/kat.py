@@ -204,6 +204,7 @@ class KAT(BaseModule):
                 'out_indices', out_indices, depth, 'blocks', (depth - 1,)
             )
             self.out_channels = (dims,) * len(self.out_indices)
+            self.out_strides = (patch_size,) * len(self.out_indices)
             self.last_block = self.out_indices[-1]
         else:
             levels = len(pyramid)
@@ -212,8 +213,8 @@ class KAT(BaseModule):
             )
             self.out_channels = tuple(pyramid[i] for i in self.out_indices)
             self.last_block = depth - 1
-            strides = [pyramid_strides[i] for i in self.out_indices]
-            self.pyramid = SimplePyramid(dims, self.out_channels, patch_size, strides)
+            self.out_strides = tuple(pyramid_strides[i] for i in self.out_indices)
+            self.pyramid = SimplePyramid(dims, self.out_channels, patch_size, self.out_strides)
         self._reset_embeddings()
         self._freeze()
 

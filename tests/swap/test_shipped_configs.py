@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import DefaultScope
 from shipped import MORE, REFUSED, REPRESENTATIVE, SHIPPED
 
+from kat_mm.engine.model_checks import check_model
 from kat_mm.models import KAT
 from kat_mm.swap import CannotSwap, read_config, swap_backbone, write_config
 
@@ -30,6 +31,7 @@ def test_trains_and_predicts(name, tmp_path):
     steps.shrink(config)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = steps.build(config)
+        check_model(model)
         backbone = model.backbone
         assert isinstance(backbone, KAT)
         before = {name: p.detach().clone() for name, p in backbone.named_parameters()}

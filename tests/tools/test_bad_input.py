@@ -127,6 +127,13 @@ def test_images_that_the_backbone_cannot_take(run_tool, segmentation_config, tmp
     assert 'Iter(train)' not in run.stdout + run.stderr
 
 
+def test_maps_that_the_head_cannot_take(run_tool, segmentation_config, tmp_path):
+    options = ('--cfg-options', 'model.decode_head.in_channels=48')
+    run = run_tool(tmp_path, 'train.py', segmentation_config, *options)
+    assert run.error().startswith('decode_head: in_index=-1 with 48 in_channels does not fit')
+    assert 'Iter(train)' not in run.stdout + run.stderr
+
+
 def test_auto_scale_lr_without_a_base(run_tool, flat_config, tmp_path):
     message = run_tool(tmp_path, 'train.py', flat_config, '--auto-scale-lr').error()
     assert message.startswith(
