@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 import kat_mm  # noqa: F401
 from kat_mm.engine.model_checks import check_model
@@ -83,3 +84,13 @@ def test_what_fits_passes_and_is_left_as_it_was(case):
 def test_maps_that_do_not_fit(settings, part):
     with pytest.raises(ConfigError, match=part):
         check_model(segmentor(**{'head': {}, **settings}))
+
+
+def test_a_neck_that_takes_more_than_maps_is_left_alone():
+    class TextNeck(nn.Module):
+        def forward(self, maps, text):
+            raise NotImplementedError
+
+    model = segmentor({}, FPN)
+    model.neck = TextNeck()
+    check_model(model)
