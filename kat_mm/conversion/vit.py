@@ -50,14 +50,15 @@ def vision_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     That is decoders, mask tokens, heads of distillation, or a tower of texts.
     """
-    if 'visual.class_embedding' in weights:  # CLIP, with a projection into the space of texts
+    if 'visual.class_embedding' in weights:  # CLIP
         start = 'visual.'
         weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-        weights.pop('proj', None)
+    # CLIP's tower has a projection into the space of texts.
+    unused = {'proj', 'mask_token'} if 'class_embedding' in weights else {'mask_token'}
     return {
         key: value
         for key, value in weights.items()
-        if not key.startswith(('decoder', 'head_dist.')) and key != 'mask_token'
+        if not key.startswith(('decoder', 'head_dist.')) and key not in unused
     }
 
 
@@ -113,17 +114,26 @@ def fit_activation(name: str, order: tuple[int, int] = (5, 4), interval: float =
         raise ConfigError(f'{name}: {error}') from error
 
 
-def check_vit(weights: dict[str, Tensor]) -> None:
-    """Checks that weights in timm's layout are of a ViT that can become a KAT.
+def check_parts(weights: dict[str, Tensor]) -> None:
+    """Checks that weights in timm's layout have no part that KAT has no place for.
 
     Raises:
-        DataError: for weights of another architecture, or of one that KAT has no place for.
+        DataError: if they have; it names the part and the way out.
     """
     for pattern, (part, way_out) in UNFIT.items():
         if key := next((key for key in weights if re.search(pattern, key)), None):
             raise DataError(
                 f'these weights have {part} ({key}), for which KAT has no place{way_out}'
             )
+
+
+def check_vit(weights: dict[str, Tensor]) -> None:
+    """Checks that weights in timm's layout are of a ViT that can become a KAT.
+
+    Raises:
+        DataError: for weights of another architecture, or of one that KAT has no place for.
+    """
+    check_parts(weights)
     if missing := [key for key in REQUIRED if key not in weights]:
         raise DataError(f'these weights are not those of a ViT: {missing[0]} is missing')
     if not is_vit(weights):

@@ -10,6 +10,7 @@ from ..checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
 from ..conversion.vit import (
     INTERVAL,
     activation_of,
+    check_parts,
     fit_activation,
     is_vit,
     resample_patches,
@@ -21,8 +22,8 @@ from ..errors import DataError
 from .gr_kan import GRKAN
 from .pos_embed import adapt_pos_embed
 
-# What a classifier has besides the backbone, and what windowed attention has no place for.
-UNUSED = re.compile(r'(head|norm|fc_norm|cls_token|reg_token)\b')
+# What a classifier has besides the backbone, and the class token, which is for the user to choose.
+UNUSED = re.compile(r'(head|norm|fc_norm|cls_token)\b')
 # What dense prediction adds to a classifier, and is drawn anew.
 ADDED = re.compile(r'pyramid\.|blocks\.\d+\.attn\.rel_pos_')
 
@@ -74,6 +75,7 @@ def fit_weights(
     """
     taken = vision_part(to_kat_keys(content, source))
     weights = to_timm_keys(taken)
+    check_parts(weights)
     if is_vit(weights) and isinstance(model.blocks[0].mlp, GRKAN):
         activation = activation or activation_of(weights)
         error = fit_activation(activation).error
@@ -111,6 +113,8 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], source: str) -> None
         if not _fit(key, weights[key].shape, own[key].shape)
     ]
     surplus = [key for key in weights if key not in own and not UNUSED.match(key)]
+    if model.window_size:  # windows have no place for registers
+        surplus = [key for key in surplus if key != 'reg_token']
     missing = [key for key in own if key not in weights and not ADDED.match(key)]
     problems += [f'the model has no {key}' for key in surplus]
     problems += [f'the checkpoint has no {key}' for key in missing]

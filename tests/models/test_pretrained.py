@@ -10,6 +10,7 @@ from kat_mm.errors import ConfigError, DataError, UserError
 from kat_mm.models import KAT
 
 pytest.importorskip('timm')
+import timm
 import vits
 from kats import ARCH, published
 
@@ -124,6 +125,47 @@ def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
     # The twin has GELU, CLIP an approximation of it.
     tolerance = 0.05 if name == 'clip' else 1e-4
     torch.testing.assert_close(plain(x)[0], expected, rtol=1e-4, atol=tolerance)
+
+
+def test_the_vision_tower_of_a_clip_alone(tmp_path):
+    content = {k.removeprefix('visual.'): v for k, v in vits.clip()[1].items() if 'visual.' in k}
+    torch.save(content, tmp_path / 'vit.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    model = KAT(arch, img_size=32, patch_size=8, pre_norm=True, init_cfg=init_cfg)
+    model.init_weights()
+    assert torch.equal(model.norm.bias, content['ln_post.bias'])
+
+
+def beit():
+    sizes = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1)
+    return None, timm.create_model('beit_base_patch16_224', **sizes).state_dict()
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (vits.distilled, 'the model has no reg_token'),
+        (beit, 'relative positions that depend on no query, as BEiT has'),
+    ],
+    ids=['distilled', 'beit'],
+)
+def test_a_vit_with_parts_that_the_backbone_lacks_is_an_error(make, message, tmp_path):
+    torch.save(make()[1], tmp_path / 'vit.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    with pytest.raises(DataError, match=message):
+        KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg).init_weights()
+
+
+def test_windowed_attention_leaves_registers_out(tmp_path):
+    torch.save(vits.distilled()[1], tmp_path / 'vit.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    sizes = dict(img_size=32, patch_size=8, window_size=2, global_blocks=(1,))
+    model = KAT(arch, init_cfg=init_cfg, **sizes)
+    model.init_weights()
+    assert torch.equal(model.norm.bias, vits.distilled()[0].norm.bias)
 
 
 def test_a_clip_with_an_activation_of_its_own(tmp_path):
