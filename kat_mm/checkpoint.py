@@ -161,11 +161,11 @@ def _from_hub(name: str) -> Path:
         try:
             return Path(hf_hub_download(name, file))
         except LocalEntryNotFoundError as error:
-            raise _unreachable(f'{name} of Hugging Face', error) from error
+            raise unreachable(f'{name} of Hugging Face', error) from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # no such repository, no permission, no network, no space
-            raise _unreachable(f'{name} of Hugging Face', error) from error
+            raise unreachable(f'{name} of Hugging Face', error) from error
     raise DataError(f'checkpoint {name} of Hugging Face has none of {", ".join(HUB_FILES)}')
 
 
@@ -179,15 +179,16 @@ def _from_url(url: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path))
         except Exception as error:
-            raise _unreachable(url, error) from error
+            raise unreachable(url, error) from error
     return path
 
 
-def _unreachable(name: str, error: Exception) -> DataError:
+def unreachable(name: str, error: Exception, path: str = 'path') -> DataError:
+    """Returns the error for a checkpoint that has no download, saying to give a path instead."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DataError(
         f'checkpoint {name} cannot be downloaded ({reason}). Without a network: download the file '
-        'elsewhere and give its path'
+        f'elsewhere and give its {path}'
     )
 
 

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from ..checkpoint import left_out, read_checkpoint, rename_coefficients, to_kat_keys
+from ..checkpoint import left_out, read_checkpoint, rename_coefficients, to_kat_keys, unreachable
 from ..errors import DataError
 from .gr_kan import GRKAN
 from .mimetic import mimetic_init_
@@ -75,14 +76,18 @@ def _create(variant: str, pretrained: bool, **kwargs) -> KATTransformer:
         kwargs.setdefault('weight_init', 'skip')
         if file := (kwargs.get('pretrained_cfg_overlay') or {}).get('file'):
             read_checkpoint(file)  # timm reads it too, but does not tell what is wrong with it
-    return build_model_with_cfg(
-        KATTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=_adapt,
-        feature_cfg=dict(out_indices=kwargs.pop('out_indices', 3), feature_cls='getter'),
-        **kwargs,
-    )
+    try:
+        return build_model_with_cfg(
+            KATTransformer,
+            variant,
+            pretrained,
+            pretrained_filter_fn=_adapt,
+            feature_cfg=dict(out_indices=kwargs.pop('out_indices', 3), feature_cls='getter'),
+            **kwargs,
+        )
+    except LocalEntryNotFoundError as error:
+        path = "path: create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='...'))"
+        raise unreachable(f'{variant} of Hugging Face', error, path) from error
 
 
 def _weights(name: str) -> dict:

@@ -142,3 +142,14 @@ def test_weights_of_another_image_size_are_resampled(tmp_path):
     model = create(img_size=64, pretrained=True, pretrained_cfg_overlay=overlay)
     assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
     assert torch.equal(model.blocks[1].mlp.fc1.weight, trained.blocks[1].mlp.fc1.weight)
+
+
+def test_no_network(monkeypatch):
+    hub = pytest.importorskip('huggingface_hub')
+
+    def download(*args, **kwargs):
+        raise hub.errors.LocalEntryNotFoundError('Please check your connection.\nMore.')
+
+    monkeypatch.setattr('timm.models._hub.hf_hub_download', download)
+    with pytest.raises(DataError, match=r'kat_tiny.* Hugging Face .*Please check.*dict\(file='):
+        create(pretrained=True)
