@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..modes import evaluating
 
 BINS = 2000
 LEAST = 1.0  # training moves inputs, so ranges have at least [-1, 1]
@@ -34,18 +35,15 @@ def input_histograms(
     """
     found: dict[nn.Module, list[Histogram]] = {}
     hooks = [act.register_forward_pre_hook(partial(_count, found)) for act in activations]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        if isinstance(samples, dict):
-            model(**samples)
-        else:
-            model(*samples if isinstance(samples, tuple) else (samples,))
+        with evaluating(model):
+            if isinstance(samples, dict):
+                model(**samples)
+            else:
+                model(*samples if isinstance(samples, tuple) else (samples,))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return {act: _merged(histograms) for act, histograms in found.items()}
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from ..errors import ConfigError, UserError, one_line
 from ..models import KAT
 from ..models.arguments import check_image_size
+from ..modes import evaluating
 
 
 def check_model(model: nn.Module) -> None:
@@ -43,10 +44,9 @@ def _check_neck(neck: nn.Module, backbone: KAT) -> None:
         like.new_zeros(1, channels, image // stride, image // stride)
         for channels, stride in zip(backbone.out_channels, backbone.out_strides, strict=True)
     )
-    modes = {module: module.training for module in neck.modules()}
-    neck.eval()
     try:
-        neck(maps)
+        with evaluating(neck):
+            neck(maps)
     except TypeError:  # takes more than maps: cannot be known here
         return
     except (UserError, NotImplementedError):  # of an op that this environment lacks
@@ -60,9 +60,6 @@ def _check_neck(neck: nn.Module, backbone: KAT) -> None:
             f'{backbone.out_strides} ({one_line(error)}): correct the neck, or pyramid, '
             'out_indices or arch of the backbone'
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _check_head(name: str, head: nn.Module | None, channels: tuple[int, ...]) -> None:

@@ -98,6 +98,14 @@ def test_a_prefix_picks_keys(tmp_path):
         KAT(ARCH, img_size=64, init_cfg=init_cfg).init_weights()
 
 
+def small_kat(content, folder, **kwargs):
+    """A KAT of the sizes of `vits`, which starts from these weights."""
+    torch.save(content, folder / 'vit.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(folder / 'vit.pth')}
+    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    return KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg, **kwargs)
+
+
 @pytest.mark.parametrize(
     ('name', 'kwargs'),
     [
@@ -112,15 +120,12 @@ def test_a_prefix_picks_keys(tmp_path):
 )
 def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
     vit, content = getattr(vits, name)()
-    torch.save(content, tmp_path / 'vit.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    model = KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg, **kwargs).eval()
+    model = small_kat(content, tmp_path, **kwargs).eval()
     model.init_weights()
     x = torch.randn(2, 3, 32, 32)
     expected = vit.forward_features(x)[:, vit.num_prefix_tokens :].mT.unflatten(2, (4, 4))
     assert (model(x)[0] - expected).abs().max() < 0.05
-    plain = KAT(arch, img_size=32, patch_size=8, ffn='mlp', init_cfg=init_cfg, **kwargs).eval()
+    plain = small_kat(content, tmp_path, ffn='mlp', **kwargs).eval()
     plain.init_weights()
     # The twin has GELU, CLIP an approximation of it.
     tolerance = 0.05 if name == 'clip' else 1e-4
@@ -129,10 +134,7 @@ def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
 
 def test_the_vision_tower_of_a_clip_alone(tmp_path):
     content = {k.removeprefix('visual.'): v for k, v in vits.clip()[1].items() if 'visual.' in k}
-    torch.save(content, tmp_path / 'vit.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    model = KAT(arch, img_size=32, patch_size=8, pre_norm=True, init_cfg=init_cfg)
+    model = small_kat(content, tmp_path, pre_norm=True)
     model.init_weights()
     assert torch.equal(model.norm.bias, content['ln_post.bias'])
 
@@ -151,21 +153,15 @@ def beit():
     ids=['distilled', 'beit'],
 )
 def test_a_vit_with_parts_that_the_backbone_lacks_is_an_error(make, message, tmp_path):
-    torch.save(make()[1], tmp_path / 'vit.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
     with pytest.raises(DataError, match=message):
-        KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg).init_weights()
+        small_kat(make()[1], tmp_path).init_weights()
 
 
 def test_windowed_attention_leaves_registers_out(tmp_path):
-    torch.save(vits.distilled()[1], tmp_path / 'vit.pth')
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    sizes = dict(img_size=32, patch_size=8, window_size=2, global_blocks=(1,))
-    model = KAT(arch, init_cfg=init_cfg, **sizes)
+    vit, content = vits.distilled()
+    model = small_kat(content, tmp_path, window_size=2, global_blocks=(1,))
     model.init_weights()
-    assert torch.equal(model.norm.bias, vits.distilled()[0].norm.bias)
+    assert torch.equal(model.norm.bias, vit.norm.bias)
 
 
 def test_a_clip_with_an_activation_of_its_own(tmp_path):

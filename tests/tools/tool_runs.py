@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 TRAIN, VAL = 12, 4  # images
 # With the hooks that break a run, which stand next to this file.
-PATHS = os.pathsep.join(map(str, (ROOT, Path(__file__).parent, os.environ.get('PYTHONPATH', ''))))
+PATHS = os.pathsep.join(map(str, (ROOT, Path(__file__).parent)))
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': PATHS, 'OMP_NUM_THREADS': '1'}
 
 DETECTION = """
