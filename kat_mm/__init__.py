@@ -1,38 +1,27 @@
-"""Kolmogorov-Arnold Transformer backbones for dense prediction on OpenMMLab.
+"""Kolmogorov-Arnold Transformers for dense prediction, with a compiled rational op.
 
-With torch alone, `kat_mm.rational` is there, the op and its layer; with scipy also `to_kat`, which
-puts them into trained transformers. Where mmengine is installed, the import also registers the
-backbone KAT and its parts in mmengine's root registries, and lets today's torch run the OpenMMLab
-releases (`kat_mm.compat`); so `custom_imports=dict(imports=['kat_mm'])` is all that a config needs.
-Where timm is installed, its `create_model` knows the KAT models.
+`kat_mm.rational` has the op and its layer, `kat_mm.models` the network; both take torch alone.
+`kat_mm.to_kat` puts rational activations into trained transformers and takes scipy.
+`kat_mm.openmmlab` has all that OpenMMLab's models and tools need; a config imports it by
+`custom_imports=dict(imports=['kat_mm.openmmlab'])`. This import changes no other package; where
+timm is imported, before or after, its `create_model` knows the KAT models.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from . import rational
-from .on_import import when_imported
+from .post_import import when_imported
 
 __version__ = '0.1.0'
-__all__ = ['rational']
-
-if find_spec('mmengine'):
-    from . import compat
-
-    compat.install()
-    from . import engine, models
-
-    __all__ += ['compat', 'engine', 'models']
-    if find_spec('mmcv'):
-        from .datasets import loading  # noqa: F401, registers the image loader
+__all__ = ['rational', 'to_kat']
 
 
 def __getattr__(name: str):
     if name != 'to_kat':
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .conversion import to_kat  # takes scipy, which nothing else here does
+    from .fitting import to_kat  # takes scipy, which nothing else here does
 
     return to_kat
 
 
-when_imported('timm.models', lambda _: import_module('kat_mm.models.timm_entry'))
+when_imported('timm.models', lambda _: import_module('kat_mm.models.timm_models'))

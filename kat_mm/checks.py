@@ -6,24 +6,24 @@ from numbers import Integral, Real
 from .errors import ConfigError
 
 
-def is_whole(value: object) -> bool:
+def is_int(value: object) -> bool:
     """Tells whether a value is a whole number; a bool is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def whole(name: str, value: int, low: int = 1, high: int | None = None) -> int:
+def check_int(name: str, value: int, low: int = 1, high: int | None = None) -> int:
     """Returns a whole number from `low` on, up to `high` if that is given.
 
     Raises:
         ConfigError: for any other value.
     """
-    if not is_whole(value) or value < low or (high is not None and value > high):
+    if not is_int(value) or value < low or (high is not None and value > high):
         end = 'on' if high is None else f'to {high}'
         raise ConfigError(f'{name}={value!r} must be a whole number from {low} {end}')
     return int(value)
 
 
-def wholes(name: str, values: Iterable[int], low: int = 1) -> tuple[int, ...]:
+def check_ints(name: str, values: Iterable[int], low: int = 1) -> tuple[int, ...]:
     """Returns a sequence of whole numbers from `low` on as a tuple.
 
     Raises:
@@ -31,10 +31,10 @@ def wholes(name: str, values: Iterable[int], low: int = 1) -> tuple[int, ...]:
     """
     if isinstance(values, (str, dict)) or not isinstance(values, Iterable):
         raise ConfigError(f'{name}={values!r} must be a sequence of whole numbers')
-    return tuple(whole(f'{name}[{i}]', value, low) for i, value in enumerate(values))
+    return tuple(check_int(f'{name}[{i}]', value, low) for i, value in enumerate(values))
 
 
-def number(name: str, value: float) -> float:
+def check_number(name: str, value: float) -> float:
     """Returns a number.
 
     Raises:
@@ -45,12 +45,12 @@ def number(name: str, value: float) -> float:
     return value
 
 
-def probability(name: str, value: float) -> float:
+def check_probability(name: str, value: float) -> float:
     """Returns a number in [0, 1].
 
     Raises:
         ConfigError: for any other value.
     """
-    if not 0 <= number(name, value) <= 1:
+    if not 0 <= check_number(name, value) <= 1:
         raise ConfigError(f'{name}={value!r} must lie in [0, 1]')
     return value

@@ -8,7 +8,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-from kat_mm.models import KAT
+from kat_mm.models.kat import KAT
 
 ARCH = {'embed_dims': 48, 'num_layers': 2, 'num_heads': 2}
 NAME, SIZES = 'kat_tiny_patch16_224', dict(embed_dim=48, depth=2, num_heads=2, img_size=64)

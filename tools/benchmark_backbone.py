@@ -23,8 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kat_mm.engine import cli
-from kat_mm.engine.benchmarking import (
+from kat_mm.benchmarking.timing import (
     ORIGIN,
     add_step_ratios,
     append_csv,
@@ -39,8 +38,9 @@ from kat_mm.engine.benchmarking import (
     step_table,
     time_in_turns,
 )
+from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
-from kat_mm.models import KAT
+from kat_mm.models.kat import KAT
 
 try:
     import timm
@@ -238,4 +238,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -29,8 +29,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kat_mm.engine import cli
-from kat_mm.engine.activation_providers import (
+from kat_mm.benchmarking.plot import plot_sizes
+from kat_mm.benchmarking.providers import (
     BUILT_IN,
     Case,
     Inputs,
@@ -42,8 +42,7 @@ from kat_mm.engine.activation_providers import (
     make_inputs,
     memory,
 )
-from kat_mm.engine.benchmark_plot import plot_sizes
-from kat_mm.engine.benchmarking import (
+from kat_mm.benchmarking.timing import (
     ORIGIN,
     append_csv,
     check_csv,
@@ -54,7 +53,7 @@ from kat_mm.engine.benchmarking import (
     spread,
     time_in_turns,
 )
-from kat_mm.engine.callables import load_callable
+from kat_mm.command_line import load_callable, run_reporting_errors
 from kat_mm.errors import ConfigError, UserError, one_line
 
 SHAPES = ['128x197x3072', '8x4096x3072', 'cf:8x256x200x256', '128x197x768', '2x4150x1536']
@@ -266,4 +265,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine.config import DictAction
 from mmengine.runner import Runner
 from rich.console import Console
 
-import kat_mm  # noqa: F401
-from kat_mm.engine import cli
-from kat_mm.engine.benchmarking import (
+from kat_mm.benchmarking.timing import (
     ORIGIN,
     add_step_ratios,
     append_csv,
@@ -32,6 +31,8 @@ from kat_mm.engine.benchmarking import (
     step_table,
     time_in_turns,
 )
+from kat_mm.command_line import run_reporting_errors
+from kat_mm.openmmlab import config_checks, configs
 
 COLUMNS = (
     *ORIGIN,
@@ -45,12 +46,12 @@ def build(config_path: str, options: dict, batches: int):
     args = argparse.Namespace(
         config=config_path, cfg_options=options, launcher='none', work_dir=None, local_rank=0
     )
-    config = cli.load_config(args)
+    config = configs.load_config(args)
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
     config.log_level = 'WARNING'
     config.experiment_name = config_path.replace('/', '_')
-    cli.check_data(config, 'train')
-    cli.check_pretrained(config)
+    config_checks.check_data(config, 'train')
+    config_checks.check_pretrained(config)
     runner = Runner.from_cfg(config)
     runner._init_model_weights()
     optimizer = runner.build_optim_wrapper(config.optim_wrapper)
@@ -77,7 +78,7 @@ def main():
     parser.add_argument('--steps', type=positive, default=50, help='timed steps of each config')
     parser.add_argument('--warmup', type=positive, default=10, help='steps before')
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
-    parser.add_argument('--cfg-options', nargs='+', action=cli.DictAction, default={})
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     parser.add_argument('--csv', type=Path, help='file to append the results to')
     args = parser.parse_args()
     if args.csv:
@@ -111,4 +112,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

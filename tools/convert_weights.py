@@ -19,8 +19,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from kat_mm.checkpoint import read_checkpoint, to_kat_keys, weights_of
-from kat_mm.conversion.vit import (
+from kat_mm.command_line import run_reporting_errors
+from kat_mm.errors import ConfigError, DataError
+from kat_mm.models.timm_models import KATTransformer
+from kat_mm.weights.checkpoint import read_checkpoint, to_kat_keys, weights_of
+from kat_mm.weights.vit import (
     ACTIVATIONS,
     INTERVAL,
     activation_of,
@@ -30,9 +33,6 @@ from kat_mm.conversion.vit import (
     to_timm_keys,
     vit_to_kat,
 )
-from kat_mm.engine import cli
-from kat_mm.errors import ConfigError, DataError
-from kat_mm.models.timm_entry import KATTransformer
 
 # Published ViTs have a head for 64 channels, but for the widths of SoViT-400m, ViT-H, g and G.
 NUM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -230,4 +230,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -11,9 +11,10 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from kat_mm.datasets.comparison import draw_comparisons
-from kat_mm.engine import cli, latest_checkpoint
-from kat_mm.engine.curves import plot_training, read_scalars
+from kat_mm.command_line import run_reporting_errors
+from kat_mm.digits.comparison import draw_comparisons
+from kat_mm.openmmlab import latest_checkpoint
+from kat_mm.openmmlab.curves import plot_training, read_scalars
 
 TOOLS = Path(__file__).resolve().parent
 CONFIG = TOOLS.parent / 'configs' / 'kat_maskrcnn_digits.py'
@@ -98,4 +99,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -13,17 +13,17 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
-import kat_mm  # noqa: F401
-from kat_mm.engine import cli
-from kat_mm.engine.benchmarking import choose_device, positive
-from kat_mm.engine.export import export_backbone, run, save
+from kat_mm.benchmarking.timing import choose_device, positive
+from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
+from kat_mm.models.export import export_backbone, run, save
+from kat_mm.openmmlab import config_checks, configs
 
 SUFFIXES = {'.so.pt2': 'aoti', '.pt2': 'pt2', '.onnx': 'onnx'}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = cli.parser(__doc__)
+    parser = configs.parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument('out', type=Path, help='file to write: .pt2, .onnx or .so.pt2')
     parser.add_argument('--checkpoint', help='weights of the whole model, from tools/train.py')
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> torch.nn.Module:
     """Returns the backbone of the config, with the weights of the checkpoint if there is one."""
-    config = cli.load_config(args)
+    config = configs.load_config(args)
     part = config.model if args.checkpoint else config.model.get('backbone')
     if part is None:
         raise ConfigError(f'{args.config}: has no model.backbone, which is what is exported')
@@ -50,7 +50,7 @@ def build(args: argparse.Namespace) -> torch.nn.Module:
         model = MODELS.build(part)
     if not args.checkpoint:
         return model
-    cli.check_checkpoint(args.checkpoint)
+    config_checks.check_checkpoint(args.checkpoint)
     load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
     return model.backbone
 
@@ -76,4 +76,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from kat_mm.engine import cli
-from kat_mm.engine.callables import load_callable
+from kat_mm.command_line import load_callable, run_reporting_errors
 from kat_mm.errors import ConfigError, one_line
+from kat_mm.fitting.fit import Fit, Function, fit_rational, largest_error
 from kat_mm.rational.coefficients import FUNCTIONS, evaluate, variance_gain
-from kat_mm.rational.fitting import Fit, Function, fit_rational, largest_error
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,4 +105,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import kat_mm  # noqa: F401
-from kat_mm.engine import cli
-from kat_mm.engine.benchmarking import positive
-from kat_mm.engine.dry_run import meta_parameters, prepare
-from kat_mm.engine.operation_counter import (
+from kat_mm.benchmarking.operations import (
     ATTENTION_PRODUCTS,
     RATIONAL_ACTIVATIONS,
     Part,
     count_parts,
 )
+from kat_mm.benchmarking.timing import positive
+from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
-from kat_mm.models import ARCHS, KAT
+from kat_mm.models.kat import ARCHS, KAT
+from kat_mm.openmmlab import configs
+from kat_mm.openmmlab.dry_run import meta_parameters, prepare
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 CLASSES = 1000
@@ -90,7 +90,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=cli.DictAction,
+        action=DictAction,
         default={},
         help='settings that override the config',
     )
@@ -106,7 +106,7 @@ def parse_args() -> argparse.Namespace:
 
 def image_size(config: Config) -> tuple[int, int]:
     """Returns the (H, W) that the config's test pipeline resizes images to."""
-    for step in cli.nested(config.get('test_dataloader'), 'scale'):
+    for step in configs.nested(config.get('test_dataloader'), 'scale'):
         scale = step['scale']
         if isinstance(scale, (list, tuple)) and all(isinstance(side, int) for side in scale):
             return scale[1], scale[0]
@@ -160,7 +160,7 @@ def main():
             model = Classifier(args.config, size).eval()
         call = dict(images=torch.zeros(1, 3, *size, device='meta'))
     else:
-        config = cli.load_config(args)
+        config = configs.load_config(args)
         if 'model' not in config:
             raise ConfigError(f'config {args.config} has no model to count')
         size = tuple(args.size or image_size(config))
@@ -197,4 +197,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kat_mm.datasets.contact_sheet import contact_sheet
-from kat_mm.datasets.digit_scenes import SceneSpec
-from kat_mm.datasets.writer import write_dataset, write_png
+from kat_mm.digits.contact_sheet import contact_sheet
+from kat_mm.digits.scenes import SceneSpec
+from kat_mm.digits.writer import write_dataset, write_png
 
 
 def parse_args() -> argparse.Namespace:

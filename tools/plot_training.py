@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from kat_mm.engine import cli
-from kat_mm.engine.curves import plot_training
+from kat_mm.command_line import run_reporting_errors
+from kat_mm.openmmlab.curves import plot_training
 
 
 def main():
@@ -18,4 +18,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -6,11 +6,11 @@ import sys
 import warnings
 from pathlib import Path
 
-import kat_mm  # noqa: F401
-from kat_mm.engine import cli
+from kat_mm.command_line import run_reporting_errors
 from kat_mm.models.kat import ARCHS
-from kat_mm.swap import read_config, swap_backbone, write_config
-from kat_mm.swap.source import source
+from kat_mm.openmmlab import config_checks
+from kat_mm.openmmlab.swap import read_config, swap_backbone, write_config
+from kat_mm.openmmlab.swap.source import source
 
 
 def parse_args():
@@ -36,7 +36,7 @@ def main():
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     config, base = read_config(args.config)
     if args.checkpoint:
-        cli.check_checkpoint(args.checkpoint)
+        config_checks.check_checkpoint(args.checkpoint)
     changes = swap_backbone(config, args.arch, args.checkpoint, args.layer_decay)
     out = args.out or Path(f'kat-{args.arch}_{Path(base).stem}.py')
     write_config(config, base, out, f'# python {shlex.join(sys.argv)}\n')
@@ -52,4 +52,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

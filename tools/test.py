@@ -6,13 +6,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import kat_mm  # noqa: F401
-from kat_mm.engine import cli
+from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
+from kat_mm.openmmlab import config_checks, configs
 
 
 def parse_args():
-    parser = cli.parser('Evaluate a detector or a segmentor.')
+    parser = configs.parser('Evaluate a detector or a segmentor.')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
@@ -36,9 +36,9 @@ def draw_predictions(config: Config, args) -> None:
     if hook is None:
         raise ConfigError(f'--show and --show-dir: {args.config} has no visualization hook')
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
-    if cli.is_segmentation(config):
+    if configs.is_segmentation(config):
         hook.interval = 1  # every picture, as in detection
-    if args.show_dir and cli.is_segmentation(config):
+    if args.show_dir and configs.is_segmentation(config):
         config.visualizer.save_dir = args.show_dir
     elif args.show_dir:
         hook.test_out_dir = args.show_dir
@@ -49,10 +49,8 @@ def augment(config: Config) -> None:
     dataset = config.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    if not cli.is_segmentation(config):
-        from kat_mm.engine import instance_tta  # noqa: F401, registers the model
     if not (config.get('tta_model') and config.get('tta_pipeline')):
-        if cli.is_segmentation(config):
+        if configs.is_segmentation(config):
             raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
         config.tta_model = dict(
             type='InstanceTTAModel',
@@ -74,21 +72,21 @@ def augment(config: Config) -> None:
 
 def main():
     args = parse_args()
-    config = cli.load_config(args)
+    config = configs.load_config(args)
     if args.tta:
         augment(config)
-    cli.check_data(config, 'test')
-    cli.check_checkpoint(args.checkpoint)
+    config_checks.check_data(config, 'test')
+    config_checks.check_checkpoint(args.checkpoint)
     config.load_from, config.resume = args.checkpoint, False
     if args.show or args.show_dir:
         draw_predictions(config, args)
-    if args.out and cli.is_segmentation(config):
-        next(cli.nested(config.test_evaluator, 'type')).output_dir = args.out
+    if args.out and configs.is_segmentation(config):
+        next(configs.nested(config.test_evaluator, 'type')).output_dir = args.out
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out}: detections are saved to a file that ends in .pkl')
 
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    if args.out and not cli.is_segmentation(config):
+    if args.out and not configs.is_segmentation(config):
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
@@ -96,4 +94,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

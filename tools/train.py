@@ -5,14 +5,14 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import kat_mm  # noqa: F401
-from kat_mm.engine import cli, latest_checkpoint
-from kat_mm.engine.model_checks import check_model
+from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
+from kat_mm.openmmlab import config_checks, configs, latest_checkpoint
+from kat_mm.openmmlab.model_checks import check_model
 
 
 def parse_args():
-    parser = cli.parser('Train a detector or a segmentor.')
+    parser = configs.parser('Train a detector or a segmentor.')
     parser.add_argument('--amp', action='store_true', help='train in fp16 mixed precision')
     parser.add_argument(
         '--resume',
@@ -40,17 +40,17 @@ def choose_weights(config: Config, resume: str | None) -> None:
     elif resume:
         print_log(f'nothing to resume in {config.work_dir}: training from the start', 'current')
     if config.get('load_from'):
-        cli.check_checkpoint(config.load_from, config.resume)
+        config_checks.check_checkpoint(config.load_from, config.resume)
 
 
 def main():
     args = parse_args()
-    config = cli.load_config(args)
+    config = configs.load_config(args)
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.dtype = 'float16'
         config.optim_wrapper.loss_scale = 'dynamic'
-    cli.use_full_precision_on_cpu(config)
+    configs.use_full_precision_on_cpu(config)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise ConfigError(
@@ -59,8 +59,8 @@ def main():
             )
         config.auto_scale_lr.enable = True
     choose_weights(config, args.resume)
-    cli.check_data(config, 'train', 'val')
-    cli.check_pretrained(config)
+    config_checks.check_data(config, 'train', 'val')
+    config_checks.check_pretrained(config)
 
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     check_model(runner.model)
@@ -68,4 +68,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cli.run_reporting_errors(main)
+    run_reporting_errors(main)

@@ -2,7 +2,7 @@
 # global blocks, whose maps a neck brings to strides 4, 8, 16 and 32 for mmdet's FPN.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
-custom_imports = dict(imports=['kat_mm', 'kat_mm.models.roi_extractor'])
+custom_imports = dict(imports=['kat_mm.openmmlab'])
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -2,7 +2,7 @@
 # which a neck brings to strides 4, 8, 16 and 32.
 _base_ = 'mmseg::_base_/models/upernet_vit-b16_ln_mln.py'
 
-custom_imports = dict(imports=['kat_mm'])
+custom_imports = dict(imports=['kat_mm.openmmlab'])
 model = dict(
     pretrained=None,
     backbone=dict(

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from mmengine.logging import print_log
 
-from ..checks import is_whole, whole, wholes
+from ..arithmetic import ceil_div
+from ..checks import check_int, check_ints, is_int
 from ..errors import ConfigError
-from .sizes import ceil_div
 
 # Weights of other backbones, by the names that configs of OpenMMLab call them: KAT's are in none.
 MODEL_ZOOS = (
@@ -24,8 +24,8 @@ MODEL_ZOOS = (
 
 def patch_grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     """Returns how many patches an image has along each side."""
-    whole('patch_size', patch_size)
-    sides = wholes('img_size', img_size if isinstance(img_size, Iterable) else (img_size,) * 2)
+    check_int('patch_size', patch_size)
+    sides = check_ints('img_size', img_size if isinstance(img_size, Iterable) else (img_size,) * 2)
     if len(sides) != 2:
         raise ConfigError(f'img_size={img_size} must be one number of pixels or (height, width)')
     if min(sides) < patch_size:
@@ -65,7 +65,7 @@ def sorted_indices(
     if indices is None:
         indices = default
     indices = tuple(indices) if isinstance(indices, Iterable) else (indices,)
-    known = all(is_whole(i) and -count <= i < count for i in indices)
+    known = all(is_int(i) and -count <= i < count for i in indices)
     positive = tuple(sorted(i % count for i in indices)) if known else ()
     if not known or len(set(positive)) < len(positive):
         raise ConfigError(
@@ -81,13 +81,13 @@ def check_pyramid(
     channels: Sequence[int] | None, strides: Sequence[int], default: Sequence[int]
 ) -> None:
     """Checks that each level of the pyramid has both channels and a stride."""
-    wholes('pyramid_strides', strides)
+    check_ints('pyramid_strides', strides)
     if channels is None:
         if tuple(strides) != tuple(default):
             raise ConfigError(
                 f'pyramid_strides={strides} needs pyramid, the channels of these levels'
             )
-    elif not 0 < len(wholes('pyramid', channels)) == len(strides):
+    elif not 0 < len(check_ints('pyramid', channels)) == len(strides):
         raise ConfigError(
             f'pyramid={channels} has {len(channels)} levels and pyramid_strides={strides} has '
             f'{len(strides)}: give each level its channels and its stride in pixels'

@@ -11,7 +11,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import number, probability, whole
+from ..attention.softmax import ATTENTIONS
+from ..checks import check_int, check_number, check_probability
 from ..errors import ConfigError
 from ..rational.coefficients import Init
 from .arguments import (
@@ -23,10 +24,9 @@ from .arguments import (
     pretrained_init,
     sorted_indices,
 )
-from .attention import ATTENTIONS
 from .block import Block
-from .gr_kan import GRKAN
-from .mlp import Mlp
+from .ffn.gr_kan import GRKAN
+from .ffn.mlp import Mlp
 from .patch_embed import PatchEmbed
 from .pos_embed import adapt_pos_embed, resize_pos_embed
 from .pretrained import load_pretrained
@@ -145,19 +145,19 @@ class KAT(BaseModule):
         sizes = arch_sizes(arch)
         dims, depth = sizes['embed_dims'], sizes['num_layers']
         self.embed_dims, self.num_layers = dims, depth
-        self.in_channels = whole('in_channels', in_channels)
+        self.in_channels = check_int('in_channels', in_channels)
         self.patch_size = patch_size
         self.grid = patch_grid(img_size, patch_size)
         self.with_cp = with_cp
-        self.frozen_stages = whole('frozen_stages', frozen_stages, -1, depth)
+        self.frozen_stages = check_int('frozen_stages', frozen_stages, -1, depth)
         self.num_cls = int(cls_token and not window_size)
         self.num_prefix = self.num_cls + (0 if window_size else reg_tokens)
         check_pyramid(pyramid, pyramid_strides, PYRAMID_STRIDES)
-        whole('window_size', window_size, 0)
-        probability('drop_rate', drop_rate)
-        probability('drop_path_rate', drop_path_rate)
+        check_int('window_size', window_size, 0)
+        check_probability('drop_rate', drop_rate)
+        check_probability('drop_path_rate', drop_path_rate)
         if layer_scale is not None:
-            number('layer_scale', layer_scale)
+            check_number('layer_scale', layer_scale)
         if global_blocks is None:
             global_blocks = {-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
         global_blocks = sorted_indices('global_blocks', global_blocks, depth, 'blocks')
@@ -370,5 +370,5 @@ def arch_sizes(arch: str | dict) -> dict[str, int]:
             f'arch {dict(arch)} must have {", ".join(required)} and may have '
             f'feedforward_channels; missing: {missing}, unknown: {sorted(unknown)}'
         )
-    sizes = {key: whole(f'arch.{key}', value) for key, value in arch.items()}
+    sizes = {key: check_int(f'arch.{key}', value) for key, value in arch.items()}
     return {'feedforward_channels': 4 * sizes['embed_dims'], **sizes}

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sizes import ceil_div, is_symbol
+from ..arithmetic import ceil_div, is_symbol
 
 
 class PatchEmbed(nn.Module):

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..arithmetic import is_symbol
 from ..errors import ConfigError
-from .sizes import is_symbol
 
 
 def resize_pos_embed(

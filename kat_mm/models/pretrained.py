@@ -6,8 +6,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
-from ..conversion.vit import (
+from ..errors import DataError
+from ..weights.checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
+from ..weights.vit import (
     INTERVAL,
     activation_of,
     check_parts,
@@ -18,8 +19,7 @@ from ..conversion.vit import (
     vision_part,
     vit_to_kat,
 )
-from ..errors import DataError
-from .gr_kan import GRKAN
+from .ffn.gr_kan import GRKAN
 from .pos_embed import adapt_pos_embed
 
 # What a classifier has besides the backbone, and the class token, which is for the user to choose.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
 
-from ..checks import whole, wholes
+from ..arithmetic import ceil_div
+from ..checks import check_int, check_ints
 from ..errors import ConfigError
-from .sizes import ceil_div
 
 
 class SimplePyramid(nn.Module):
@@ -50,19 +50,19 @@ class SimplePyramid(nn.Module):
         norm_cfg: dict | None = {'type': 'LN2d'},  # noqa: B006, never written to
     ):
         super().__init__()
-        strides = wholes('strides', strides)
+        strides = check_ints('strides', strides)
         is_one = not isinstance(out_channels, Iterable)
-        channels = wholes(
+        channels = check_ints(
             'out_channels', (out_channels,) * len(strides) if is_one else out_channels
         )
-        whole('in_channels', in_channels)
-        whole('in_stride', in_stride)
+        check_int('in_channels', in_channels)
+        check_int('in_stride', in_stride)
         if len(channels) != len(strides):
             raise ConfigError(
                 f'out_channels {channels} must be one number or one for each of the strides '
                 f'{strides}'
             )
-        num_outs = len(strides) if num_outs is None else whole('num_outs', num_outs)
+        num_outs = len(strides) if num_outs is None else check_int('num_outs', num_outs)
         if num_outs < len(strides):
             raise ConfigError(
                 f'num_outs={num_outs} is less than the number of strides {strides}; '

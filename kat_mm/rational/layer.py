@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..checks import whole, wholes
+from ..checks import check_int, check_ints
 from ..errors import ConfigError
 from .coefficients import Init, initial_coefficients
 from .op import rational
@@ -53,8 +53,8 @@ class GroupRational(nn.Module):
         inplace: bool = False,
     ):
         super().__init__()
-        whole('num_groups', num_groups)
-        if len(wholes('order', order)) != 2 or max(order) > 8:
+        check_int('num_groups', num_groups)
+        if len(check_ints('order', order)) != 2 or max(order) > 8:
             raise ConfigError(f'order={tuple(order)} must be two degrees (m, n) between 1 and 8')
         self.num_groups = num_groups
         self.init = init

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import kat_mm  # noqa: F401
-from kat_mm.engine.cli import nested
+import kat_mm.openmmlab  # noqa: F401
 from kat_mm.models.kat import ARCHS
+from kat_mm.openmmlab.configs import nested
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = sorted(
@@ -87,7 +87,7 @@ def test_training_is_safe_and_repeatable(load, name):
     assert config.log_processor.type == 'MemoryLogProcessor'
     assert config.optim_wrapper.constructor == 'KATOptimWrapperConstructor'
     assert isinstance(config.randomness.seed, int)
-    assert 'kat_mm' in config.custom_imports.imports
+    assert 'kat_mm.openmmlab' in config.custom_imports.imports
 
 
 @pytest.mark.parametrize(('names', 'twins'), [(COCO, COCO_TWINS), (ADE20K, ADE20K_TWINS)])

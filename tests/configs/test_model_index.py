@@ -9,9 +9,9 @@ import pytest
 import timm
 import yaml
 
-import kat_mm  # noqa: F401
-from kat_mm.engine.dry_run import prepare
-from kat_mm.engine.operation_counter import count_parts
+import kat_mm.openmmlab  # noqa: F401
+from kat_mm.benchmarking.operations import count_parts
+from kat_mm.openmmlab.dry_run import prepare
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']

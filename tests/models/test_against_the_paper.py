@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.polynomial.polynomial import polyval
 
-from kat_mm.models import KAT
+from kat_mm.models.kat import KAT
 
 timm = pytest.importorskip('timm')
 

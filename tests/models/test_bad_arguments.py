@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kat_mm.engine import KATOptimWrapperConstructor
+from kat_mm.attention.softmax import Attention
 from kat_mm.errors import ConfigError
-from kat_mm.models import GRKAN, KAT, SimplePyramid
-from kat_mm.models.attention import Attention
+from kat_mm.models import GRKAN, SimplePyramid
 from kat_mm.models.block import DropPath
+from kat_mm.models.kat import KAT
+from kat_mm.openmmlab import KATOptimWrapperConstructor
 from kat_mm.rational import GroupRational
 
 SMALL = {'embed_dims': 48, 'num_layers': 4, 'num_heads': 3, 'feedforward_channels': 64}

@@ -5,7 +5,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kat_mm.models import KAT
+from kat_mm.models.kat import KAT
 
 ARCH = {'embed_dims': 16, 'num_layers': 1, 'num_heads': 2}
 

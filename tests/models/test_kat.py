@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 
 from kat_mm.errors import ConfigError, DataError
-from kat_mm.models import ARCHS, KAT
+from kat_mm.models.kat import ARCHS, KAT
 
 SMALL = {'embed_dims': 48, 'num_layers': 4, 'num_heads': 3, 'feedforward_channels': 64}
 PUBLISHED_PARAMETERS = {'tiny': 5_718_328, 'small': 22_051_576, 'base': 86_568_568}
@@ -89,7 +89,7 @@ def test_registered_in_the_root_registry():
 
 @pytest.mark.slow
 def test_the_backbone_needs_neither_mmcv_nor_timm():
-    code = 'import sys; sys.modules.update(mmcv=None, timm=None); from kat_mm.models import KAT'
+    code = 'import sys; sys.modules.update(mmcv=None, timm=None); from kat_mm.models.kat import KAT'
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 

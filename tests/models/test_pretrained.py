@@ -7,7 +7,7 @@ from torch import nn
 
 import kat_mm
 from kat_mm.errors import ConfigError, DataError, UserError
-from kat_mm.models import KAT
+from kat_mm.models.kat import KAT
 
 pytest.importorskip('timm')
 import timm

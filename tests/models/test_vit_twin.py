@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kat_mm.models import KAT
+from kat_mm.models.kat import KAT
 
 timm = pytest.importorskip('timm')
 

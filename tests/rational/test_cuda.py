@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kat_mm.models.gr_kan import GRKAN
+from kat_mm.models.ffn.gr_kan import GRKAN
 from kat_mm.rational import rational_reference
 from kat_mm.rational.op import compiled_devices
 

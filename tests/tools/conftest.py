@@ -7,8 +7,8 @@ import pytest
 from mmengine.config import Config
 from tool_runs import DETECTION, ENVIRONMENT, ROOT, SEGMENTATION, TOOLS, TRAIN, VAL, Run, run_alone
 
-from kat_mm.datasets.digit_scenes import SceneSpec
-from kat_mm.datasets.writer import write_dataset
+from kat_mm.digits.scenes import SceneSpec
+from kat_mm.digits.writer import write_dataset
 
 
 @pytest.fixture(scope='session')

@@ -7,9 +7,9 @@ import vits
 from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from kat_mm.conversion.vit import to_timm_keys
-from kat_mm.models.timm_entry import KATTransformer
+from kat_mm.models.timm_models import KATTransformer
 from kat_mm.rational import rational
+from kat_mm.weights.vit import to_timm_keys
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tool_runs import Run
 
-from kat_mm.engine.cli import check_checkpoint
+from kat_mm.openmmlab.config_checks import check_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tool_runs import TOOLS, run_alone
 
-from kat_mm.engine.cli import check_checkpoint
-from kat_mm.engine.curves import read_scalars
+from kat_mm.openmmlab.config_checks import check_checkpoint
+from kat_mm.openmmlab.curves import read_scalars
 
 pytestmark = pytest.mark.slow
 

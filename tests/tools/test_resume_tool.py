@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from kat_mm.engine.curves import read_scalars
+from kat_mm.openmmlab.curves import read_scalars
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from PIL import Image
 from tool_runs import TOOLS, VAL, run_alone
 
-from kat_mm.engine import latest_checkpoint
-from kat_mm.engine.curves import read_scalars
+from kat_mm.openmmlab import latest_checkpoint
+from kat_mm.openmmlab.curves import read_scalars
 
 pytestmark = pytest.mark.slow
 

@@ -71,7 +71,7 @@ model = dict(
     ),
     test_cfg=dict(mode='whole'),
 )
-custom_imports = dict(imports=['kat_mm'])
+custom_imports = dict(imports=['kat_mm.openmmlab'])
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=2),

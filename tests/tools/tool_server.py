@@ -19,7 +19,7 @@ from contextlib import suppress
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)
 
-import kat_mm  # brings mmcv's ops
+import kat_mm.openmmlab  # brings mmcv's ops
 
 # isort: split
 import mmdet.datasets

@@ -1,0 +1,1 @@
+"""Attention over the tokens of a map, and its windows. Takes torch alone."""

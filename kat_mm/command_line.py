@@ -1,0 +1,54 @@
+"""What all command-line tools share: errors in one line, functions that the user names."""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from .errors import ConfigError, UserError, one_line
+
+BAD_IMAGE = 'failed to load image: '  # mm's loader asserts it, with the name
+
+
+def load_callable(name: str, argument: str) -> Callable:
+    """Imports the function `module:callable` that a command-line argument names.
+
+    Raises:
+        ConfigError: names the argument and what of it is wrong.
+    """
+    module_name, _, attribute = name.partition(':')
+    if not module_name or not attribute.isidentifier():
+        raise ConfigError(
+            f'{argument} {name}: must be module:callable, such as my_ops.rational:rational'
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ConfigError(
+            f'{argument} {name}: {module_name} cannot be imported ({one_line(error)}); its folder '
+            'must be in PYTHONPATH'
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [k for k, v in vars(module).items() if callable(v) and k[0] != '_']
+        near = get_close_matches(attribute, known, 5) or known[:5]
+        raise ConfigError(
+            f'{argument} {name}: {module_name} has no function {attribute}; it has: '
+            f'{", ".join(near)}'
+        )
+    return function
+
+
+def run_reporting_errors(main: Callable[[], None]) -> None:
+    """Runs `main`; what the user can mend ends it with one line on stderr and exit status 1."""
+    try:
+        main()
+    except (UserError, AssertionError) as error:
+        # Loader workers and mm's registries wrap the message; its last line is our own.
+        message = (str(error).strip().splitlines() or [''])[-1]
+        if isinstance(error, AssertionError) and BAD_IMAGE not in message:
+            raise
+        message = re.sub(r'^([\w.]+Error: )?(class `\w+` in \S+: )*', '', message)
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(1)

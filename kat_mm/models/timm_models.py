@@ -1,0 +1,144 @@
+"""KAT in timm: `timm.create_model('kat_small_patch16_224', pretrained=True)`."""
+
+import logging
+from collections.abc import Mapping
+
+from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from ..attention.mimetic import mimetic_init_
+from ..errors import DataError
+from ..weights.checkpoint import (
+    left_out,
+    read_checkpoint,
+    rename_coefficients,
+    to_kat_keys,
+    unreachable,
+)
+from .ffn.gr_kan import GRKAN
+
+__all__ = []  # timm's registry adds the models
+_logger = logging.getLogger(__name__)
+HEAD = ('head.', 'fc_norm.', 'attn_pool.')  # what depends on the classes and the pooling
+
+
+class KATBlock(Block):
+    """timm's ViT block with a GR-KAN layer, which computes the layer norm in front of it too."""
+
+    def forward(self, x: Tensor, **attention) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **attention)))
+        return x + self.drop_path2(self.ls2(self.mlp(x, norm=self.norm2)))
+
+
+class KATTransformer(VisionTransformer):
+    """timm's VisionTransformer with GR-KAN layers in the place of MLPs (KAT, arXiv 2409.10594).
+
+    It has all of timm's interface. Parameters are named as in the published checkpoints.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{'block_fn': KATBlock, 'mlp_layer': _mlp, **kwargs})
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """Loads weights, in which coefficients may have FlashKAT's names."""
+        return super().load_state_dict(rename_coefficients(state_dict), *args, **kwargs)
+
+    def init_weights(self, *args, **kwargs) -> None:
+        """Draws the weights: those of GR-KAN layers variance-preserving, of attention mimetic."""
+        super().init_weights(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, GRKAN):
+                module.reset_parameters()
+            elif isinstance(module, Block):
+                mimetic_init_(module.attn.qkv, module.attn.proj, module.attn.num_heads)
+
+
+def _mlp(in_features: int, hidden_features: int, drop: float = 0.0, device=None, dtype=None, **_):
+    """Builds a GR-KAN layer from what timm's blocks give a layer of theirs."""
+    layer = GRKAN(in_features, hidden_features, ffn_drop=drop, add_identity=False)
+    return layer.to(device=device, dtype=dtype)
+
+
+def _adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Gives a checkpoint this layout, and its embeddings the model's sizes.
+
+    Raises:
+        DataError: for weights that are missing, which timm accepts where the head is another.
+    """
+    weights = to_kat_keys(state_dict)
+    if unused := left_out(state_dict, weights):
+        _logger.warning('not in the model, so not used: %s', ', '.join(unused))
+    own = (key for key in model.state_dict() if not key.startswith(HEAD))
+    if missing := [key for key in own if key not in weights]:
+        raise DataError(f'the checkpoint is of another architecture: it has no {missing[0]}')
+    return checkpoint_filter_fn(weights, model)
+
+
+def _create(variant: str, pretrained: bool, **kwargs) -> KATTransformer:
+    if pretrained:  # what is loaded need not be drawn first, which takes seconds
+        kwargs.setdefault('weight_init', 'skip')
+        if file := (kwargs.get('pretrained_cfg_overlay') or {}).get('file'):
+            read_checkpoint(file)  # timm reads it too, but does not tell what is wrong with it
+    try:
+        return build_model_with_cfg(
+            KATTransformer,
+            variant,
+            pretrained,
+            pretrained_filter_fn=_adapt,
+            feature_cfg=dict(out_indices=kwargs.pop('out_indices', 3), feature_cls='getter'),
+            **kwargs,
+        )
+    except LocalEntryNotFoundError as error:
+        path = "path: create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='...'))"
+        raise unreachable(f'{variant} of Hugging Face', error, path) from error
+
+
+def _weights(name: str) -> dict:
+    return dict(
+        hf_hub_id=f'adamdad/{name}',
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=None,
+        crop_pct=0.875,
+        interpolation='bicubic',
+        fixed_input_size=True,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv='patch_embed.proj',
+        classifier='head',
+        license='mit',
+    )
+
+
+# Two sets of weights of each size: trained from scratch, and with ViT weights as the start.
+default_cfgs = generate_default_cfgs(
+    {
+        tag: _weights(tag)
+        for size in ('tiny', 'small', 'base')
+        for tag in (f'kat_{size}_patch16_224', f'kat_{size}_patch16_224.vitft')
+    }
+)
+
+
+@register_model
+def kat_tiny_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
+    """KAT-T: 5.7 M parameters."""
+    sizes = dict(embed_dim=192, depth=12, num_heads=3)
+    return _create('kat_tiny_patch16_224', pretrained, **{**sizes, **kwargs})
+
+
+@register_model
+def kat_small_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
+    """KAT-S: 22.1 M parameters."""
+    sizes = dict(embed_dim=384, depth=12, num_heads=6)
+    return _create('kat_small_patch16_224', pretrained, **{**sizes, **kwargs})
+
+
+@register_model
+def kat_base_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
+    """KAT-B: 86.6 M parameters."""
+    sizes = dict(embed_dim=768, depth=12, num_heads=12)
+    return _create('kat_base_patch16_224', pretrained, **{**sizes, **kwargs})

@@ -1,0 +1,81 @@
+"""Checks of a built model that need no data, so that they come before training."""
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from torch import nn
+
+from ..errors import ConfigError, UserError, one_line
+from ..models.arguments import check_image_size
+from ..models.kat import KAT
+from ..modes import evaluating
+
+
+def check_model(model: nn.Module) -> None:
+    """Checks that KAT takes the images, and that what follows takes its maps.
+
+    Sizes of images are known where the data preprocessor makes all of one size.
+
+    Raises:
+        ConfigError: names what does not fit, with the numbers on both sides.
+    """
+    modules = list(model.modules())
+    sizes = [getattr(m, 'size', None) for m in modules if isinstance(m, BaseDataPreprocessor)]
+    for owner in modules:
+        backbone = getattr(owner, 'backbone', None)
+        if not isinstance(backbone, KAT):
+            continue
+        for size in filter(None, sizes):
+            check_image_size(*size, backbone.patch_size, backbone.window_size)
+        if isinstance(neck := getattr(owner, 'neck', None), nn.Module):
+            _check_neck(neck, backbone)
+        else:
+            for name in ('decode_head', 'auxiliary_head'):
+                head = getattr(owner, name, None)
+                for part in head if isinstance(head, nn.ModuleList) else [head]:
+                    _check_head(name, part, backbone.out_channels)
+
+
+@torch.no_grad()
+def _check_neck(neck: nn.Module, backbone: KAT) -> None:
+    """Runs the neck on small maps like the backbone's."""
+    like = next(neck.parameters(), torch.empty(0))
+    image = 8 * max(backbone.out_strides)
+    maps = tuple(
+        like.new_zeros(1, channels, image // stride, image // stride)
+        for channels, stride in zip(backbone.out_channels, backbone.out_strides, strict=True)
+    )
+    try:
+        with evaluating(neck):
+            neck(maps)
+    except TypeError:  # takes more than maps: cannot be known here
+        return
+    except (UserError, NotImplementedError):  # of an op that this environment lacks
+        raise
+    except (AssertionError, IndexError, RuntimeError) as error:
+        first = neck[0] if isinstance(neck, nn.Sequential) else neck
+        takes = getattr(first, 'in_channels', None)
+        raise ConfigError(
+            f'the neck {type(first).__name__}{f" with {takes} in_channels" if takes else ""} '
+            f'cannot take the maps of the backbone, of {backbone.out_channels} channels at strides '
+            f'{backbone.out_strides} ({one_line(error)}): correct the neck, or pyramid, '
+            'out_indices or arch of the backbone'
+        ) from error
+
+
+def _check_head(name: str, head: nn.Module | None, channels: tuple[int, ...]) -> None:
+    """Checks the map or maps that a head of mmseg picks."""
+    index, takes = getattr(head, 'in_index', None), getattr(head, 'in_channels', None)
+    if index is None or takes is None:
+        return
+    indices = [index] if isinstance(index, int) else index
+    known = all(-len(channels) <= i < len(channels) for i in indices)
+    picked = [channels[i] for i in indices] if known else []
+    wanted = [takes] if isinstance(takes, int) else list(takes)
+    if getattr(head, 'input_transform', None) == 'resize_concat':
+        picked = [sum(picked)]
+    if picked != wanted:
+        raise ConfigError(
+            f'{name}: in_index={index} with {takes} in_channels does not fit the maps of the '
+            f'backbone, of {channels} channels: correct it, or pyramid, out_indices or arch of '
+            'the backbone'
+        )

@@ -1,0 +1,64 @@
+"""Puts KAT into any config of mmdet or mmseg: `swap_backbone`, and what reads and writes configs.
+
+`probe.py` runs the old backbone to learn what maps it gives, `model.py` and `training.py` change
+the config, `source.py` reads it and writes it as a small config that inherits the old one.
+"""
+
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
+
+from ...errors import one_line
+from .edits import MISSING, Change, Edits
+from .model import drop_weights, find_backbone, fit_images, put_kat
+from .probe import CannotSwap, build, kind, probe
+from .source import read_config, write_config
+from .training import fit_imports, fit_optimizer, fit_precision
+
+__all__ = ['MISSING', 'CannotSwap', 'Change', 'read_config', 'swap_backbone', 'write_config']
+
+
+def swap_backbone(
+    config: Config,
+    arch: str | dict = 'small',
+    checkpoint: str | None = None,
+    layer_decay: float | None = None,
+) -> list[Change]:
+    """Replaces the backbone of a config by KAT, with all that depends on it, in place.
+
+    Args:
+        config: config of a detector or segmentor, read without importing its custom modules.
+        arch: size of KAT, as its `arch`.
+        checkpoint: path or URL of KAT's weights; None trains from scratch.
+        layer_decay: rate of layer-wise learning rate decay; None leaves it as the config has it.
+
+    Raises:
+        CannotSwap: if KAT cannot stand in for the backbone; the config is then half changed.
+    """
+    edits = Edits(config)
+    place = find_backbone(edits)
+    scope = config.get('default_scope')
+    if config.get('custom_imports'):
+        import_modules_from_strings(config.custom_imports.imports, allow_failed_imports=True)
+    maps = probe(edits.get(f'{place}.backbone'), scope)
+    put_kat(edits, place, maps, arch, checkpoint)
+    fit_images(edits, place)
+    drop_weights(edits, place)
+    parameters = _parameters(edits, place, scope)
+    fit_optimizer(edits, parameters, layer_decay)
+    fit_precision(edits)
+    fit_imports(edits)
+    return edits.changes
+
+
+def _parameters(edits: Edits, place: str, scope: str | None) -> set[str]:
+    """Returns the names of the new model's parameters, and so makes sure that it can be built."""
+    backbone = edits.get(f'{place}.backbone')
+    backbone['mimetic'] = False  # takes long, and changes values alone
+    try:
+        return build(edits.get('model'), scope, lambda model: set(dict(model.named_parameters())))
+    except Exception as error:  # whatever the model's author did not foresee
+        raise CannotSwap(
+            f'{kind(edits.get("model"))} cannot be built with KAT here: {one_line(error)}'
+        ) from error
+    finally:
+        del backbone['mimetic']

@@ -1,0 +1,111 @@
+"""Parts of the network by name: how a config's dict becomes a module.
+
+A new part is a class with `@ATTENTIONS.register('name')` (or one of the other registries) above it,
+in a file of its own: here in the folder of its kind, which finds its files itself, or anywhere
+else that is imported before the network is built.
+"""
+
+import difflib
+import pkgutil
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+from torch import nn
+
+from .errors import ConfigError
+
+Config = str | dict
+
+
+class Registry:
+    """Names of the classes of one kind of part.
+
+    Args:
+        kind: what messages call it.
+        default: the type of a dict without one.
+    """
+
+    def __init__(self, kind: str, default: str):
+        self.kind = kind
+        self.default = default
+        self._classes: dict[str, type[nn.Module]] = {}
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Returns the decorator that makes a class known by a name.
+
+        Raises:
+            KeyError: for a name that another class has.
+        """
+
+        def add(cls: type) -> type:
+            known = self._classes.setdefault(name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise KeyError(f'{self.kind} {name!r} is registered already, as {known}')
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __iter__(self):
+        return iter(self._classes)
+
+    def config(self, value: Config) -> dict:
+        """Returns a config as a dict with its type; a string is short for a dict of that type.
+
+        Raises:
+            ConfigError: for other values, and for a type that is not registered.
+        """
+        if isinstance(value, str):
+            value = {'type': value}
+        if not isinstance(value, dict):
+            raise ConfigError(
+                f'{self.kind}={value!r} must be a name or a dict with a type; '
+                f'known: {self._known()}'
+            )
+        config = {'type': self.default, **value}
+        name = config['type']
+        if not isinstance(name, str) or name not in self._classes:
+            close = difflib.get_close_matches(str(name), self._classes, 1)
+            hint = f', did you mean {close[0]!r}?' if close else f'; known: {self._known()}'
+            raise ConfigError(f'unknown {self.kind} {name!r}{hint}')
+        return config
+
+    def build(self, value: Config, *args, **context) -> nn.Module:
+        """Builds the part that a config describes.
+
+        Args:
+            value: a name, or a dict of a type and keyword arguments of its class.
+            args: what the owner gives every part of this kind.
+            context: the same, by name; the config's arguments go before it.
+
+        Raises:
+            ConfigError: as `config`, and for arguments that the class does not take.
+        """
+        options = self.config(value)
+        cls = self._classes[options.pop('type')]
+        try:
+            return cls(*args, **{**context, **options})
+        except TypeError as error:
+            if '__init__()' not in str(error):
+                raise
+            reason = str(error).partition('__init__() ')[2]
+            raise ConfigError(f'{self.kind} {self.config(value)["type"]!r}: it {reason}') from error
+
+    def _known(self) -> str:
+        return ', '.join(self._classes)
+
+
+def import_all(package: ModuleType | str) -> None:
+    """Imports the modules in a package, so that the parts defined there are registered."""
+    package = import_module(package) if isinstance(package, str) else package
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f'{package.__name__}.{module.name}')
+
+
+ATTENTIONS = Registry('attention', 'softmax')
+FFNS = Registry('ffn', 'gr_kan')
+ACTIVATIONS = Registry('activation', 'rational')

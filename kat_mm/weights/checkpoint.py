@@ -1,0 +1,219 @@
+"""Checkpoints of KAT and of ViTs, from anywhere, in the one key layout of this package.
+
+The layout is that of the published KAT models: `patch_embed.proj.weight`, `cls_token`, `pos_embed`,
+`blocks.0.attn.qkv.weight`, `blocks.0.mlp.act1.weight_numerator` [1, 6],
+`blocks.0.mlp.act1.weight_denominator` [8, 4], `blocks.0.mlp.fc1.weight`, ..., `norm.weight`,
+`head.weight`, which but for the activations is timm's layout of a ViT.
+"""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+# Where weights lie in files of training programs; averaged weights come first, as timm has it.
+WRAPPERS = ('state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model')
+# What training programs put in front of all keys of a backbone.
+PREFIXES = ('module.', '_orig_mod.', 'backbone.', 'model.')
+RENAMED = {
+    'numerator_v': 'weight_numerator',  # FlashKAT's names
+    'denominator_v': 'weight_denominator',
+    'mlp.fc1.act1': 'mlp.act1',  # those of timm's ViT after to_kat
+    'mlp.act': 'mlp.act2',
+}
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+# torch stores tensors as they are; a file that unpacks to much more was made to fill the memory.
+MOST_UNPACKED = 4
+
+
+def read_checkpoint(source: str | Path, mmap: bool = True) -> object:
+    """Reads a checkpoint to the CPU, without letting it run code.
+
+    Args:
+        source: a file (.safetensors, or what `torch.save` wrote), a URL, or the id of a Hugging
+            Face repository such as adamdad/kat_small_patch16_224, also with hf-hub: in front.
+        mmap: leaves tensors in the file until they are used, so it must not change until then.
+
+    Raises:
+        DataError: names the source, what is wrong with it and what to do.
+    """
+    path = _local_file(str(source))
+    if not path.is_file():
+        reason = 'is a folder: name the file in it' if path.is_dir() else 'does not exist'
+        raise DataError(f'checkpoint {path} {reason}')
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        is_zip = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
+        if is_zip:
+            _check_archive(path)
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and is_zip)
+    except DataError:
+        raise
+    except Exception as error:  # damaged files fail in many ways
+        raise DataError(f'checkpoint {source} cannot be read: {_unreadable(error)}') from error
+
+
+def weights_of(content: object, source: str = 'the checkpoint') -> dict[str, Tensor]:
+    """Returns the state dict in what a file held.
+
+    Raises:
+        DataError: if there is none.
+    """
+    entries, _ = _unwrap(content)
+    weights = {key: value for key, value in entries.items() if torch.is_tensor(value)}
+    if not weights:
+        raise DataError(f'{source} holds no weights: it must be a state dict or have one')
+    return weights
+
+
+def to_kat_keys(content: object, source: str = 'the checkpoint') -> dict[str, Tensor]:
+    """Returns the weights of a KAT or a ViT with the keys of this package; other keys stay.
+
+    Prefixes that all keys share, or that the backbone has in a detector, are dropped; then only
+    the backbone's keys are taken, and those of coefficients become the published ones.
+
+    Raises:
+        DataError: if there is no state dict in the content.
+    """
+    weights = weights_of(content, source)
+    while True:
+        prefix = next(
+            (p for p in PREFIXES if any(key.startswith(p + 'patch_embed.') for key in weights)),
+            None,
+        )
+        prefix = prefix or next((p for p in PREFIXES if all(k.startswith(p) for k in weights)), '')
+        if not prefix:
+            break
+        weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+    return rename_coefficients(weights)
+
+
+def left_out(content: object, taken: Mapping[str, Tensor]) -> list[str]:
+    """Returns what else a file held than the weights taken from it, which may have other keys.
+
+    These are keys of its state dict, and the names of other state dicts.
+    """
+    entries, others = _unwrap(content)
+    used = {id(value) for value in taken.values()}
+    return others + [key for key, value in entries.items() if id(value) not in used]
+
+
+def _unwrap(content: object) -> tuple[Mapping, list[str]]:
+    """Returns the innermost entries of what a file held, and the names of those of other models."""
+    others = []
+    while isinstance(content, Mapping):
+        found = [w for w in WRAPPERS if isinstance(content.get(w), Mapping) and content[w]]
+        if not found:
+            return content, others
+        others += found[1:]
+        content = content[found[0]]
+    return {}, others
+
+
+def rename_coefficients(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives coefficients of FlashKAT, and of timm's ViT after `kat_mm.to_kat`, our keys."""
+    names = '|'.join(map(re.escape, RENAMED))
+    pattern = re.compile(rf'(?<=\.)({names})(?=\.|$)')
+    return {pattern.sub(lambda name: RENAMED[name[0]], k): v for k, v in weights.items()}
+
+
+def is_hub_id(source: str) -> bool:
+    """Tells whether a source is the id of a Hugging Face repository, not a file or URL."""
+    if source.startswith('hf-hub:'):
+        return True
+    return bool(re.fullmatch(r'[\w-]+/[\w.-]+', source)) and not (
+        Path(source).exists() or Path(source).suffix in ('.pth', '.pt', '.bin', '.safetensors')
+    )
+
+
+def _local_file(source: str) -> Path:
+    """Returns the file of a source, downloaded where it is elsewhere."""
+    if is_hub_id(source):
+        return _from_hub(source.removeprefix('hf-hub:'))
+    if re.match(r'https?://', source):
+        return _from_url(source)
+    if re.match(r'\w+://', source):
+        raise DataError(
+            f'checkpoint {source}: must be a file, an http(s) URL or the id of a Hugging Face '
+            'repository'
+        )
+    return Path(source).expanduser()
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f'checkpoint {name}: huggingface_hub is not installed: pip install huggingface_hub'
+        ) from error
+    for file in HUB_FILES:
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError as error:
+            raise unreachable(f'{name} of Hugging Face', error) from error
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # no such repository, no permission, no network, no space
+            raise unreachable(f'{name} of Hugging Face', error) from error
+    raise DataError(f'checkpoint {name} of Hugging Face has none of {", ".join(HUB_FILES)}')
+
+
+def _from_url(url: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    name = url.partition('?')[0].rstrip('/').rpartition('/')[2]
+    # Many URLs end in the same name, such as model.safetensors.
+    path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}'
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except Exception as error:
+            raise unreachable(url, error) from error
+    return path
+
+
+def unreachable(name: str, error: Exception, path: str = 'path') -> DataError:
+    """Returns the error for a checkpoint that has no download, saying to give a path instead."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f'checkpoint {name} cannot be downloaded ({reason}). Without a network: download the file '
+        f'elsewhere and give its {path}'
+    )
+
+
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(entry.file_size for entry in file.infolist())
+        is_program = any(name.endswith('/constants.pkl') for name in file.namelist())
+    if is_program:  # as OpenAI's CLIP is published
+        raise DataError(
+            f'checkpoint {path} is refused: it is a TorchScript program. If you trust it, save its '
+            "weights alone: torch.save(torch.jit.load(path, 'cpu').state_dict(), 'weights.pth')"
+        )
+    if unpacked > MOST_UNPACKED * path.stat().st_size:
+        raise DataError(
+            f'checkpoint {path} is refused: its {path.stat().st_size} bytes unpack to {unpacked}, '
+            'which no checkpoint does. Download it again from a source that you trust'
+        )
+
+
+def _unreadable(error: Exception) -> str:
+    if match := re.search(r'GLOBAL (\S+)', str(error)):
+        return (
+            f'it holds {match[1]}, which is refused as it could run code. Save the weights alone: '
+            'torch.save(dict(state_dict=...), path)'
+        )
+    if match := re.search(r'^.*\bis refused\b.*$', str(error), re.MULTILINE):
+        return match[0]
+    return 'it is cut short, damaged or no checkpoint. Copy or download it again'
