@@ -22,6 +22,7 @@ from torch import Tensor
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, DataError
 from kat_mm.models.timm_models import KATTransformer
+from kat_mm.rational import published_state_dict
 from kat_mm.weights.checkpoint import read_checkpoint, to_kat_keys, weights_of
 from kat_mm.weights.vit import (
     ACTIVATIONS,
@@ -221,7 +222,7 @@ def main():
     load(vit, weights, args.source)
     load(kat, vit_to_kat(weights, activation, interval=args.interval), args.source)
     largest, relative = difference(vit, kat, sizes['img_size'])
-    write(kat.state_dict(), args.out)
+    write(published_state_dict(kat), args.out)
     print(', '.join(f'{key}={value}' for key, value in sizes.items() if key != 'weight_init'))
     fit = fit_activation(activation, interval=args.interval)
     print(f'{activation}: fitted to {fit.error:.2g} on [-{args.interval:g}, {args.interval:g}]')

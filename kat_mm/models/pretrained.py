@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..rational import published_state_dict
 from ..weights.checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
 from ..weights.vit import (
     INTERVAL,
@@ -106,7 +107,7 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], source: str) -> None
         DataError: if not; it names the first keys, and both shapes of what differs in shape.
         ConfigError: for position embeddings that make no grid.
     """
-    own = model.state_dict()
+    own, weights = published_state_dict(model), published_state_dict(model, weights)
     problems = [
         f'{key}: the checkpoint has {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
         for key in sorted(own.keys() & weights.keys())

@@ -1,6 +1,7 @@
 """The group-rational activation as a module."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ class GroupRational(nn.Module):
     multiple of `num_groups`, at `channel_dim`. It is an mm activation,
     `act_cfg=dict(type='GroupRational')`.
 
-    The parameters are flat, so that code which initialises or decays parameters of two dimensions,
-    as DETR's and timm's does, takes them for what they are, no matrices. Names and shapes in
-    `state_dict()` are those of the published KAT checkpoints: `weight_numerator` [1, m + 1] and
-    `weight_denominator` [G, n]; `numerator` and `denominator` are views of these shapes.
+    The parameters have one dimension, so that code which initialises or decays parameters of two,
+    as DETR's and timm's does, takes them for what they are, no matrices. Their names are those of
+    the published KAT checkpoints, `weight_numerator` and `weight_denominator`, and loading takes
+    the shapes there too, [1, m + 1] and [G, n], which `numerator` and `denominator` have. A model
+    that is sharded (FSDP2) takes one dimension alone: load a published checkpoint before.
 
     Args:
         num_groups: number of groups, G.
@@ -63,8 +65,7 @@ class GroupRational(nn.Module):
         self.shared_numerator = shared_numerator
         self.weight_numerator = nn.Parameter(torch.empty(math.prod(self.numerator_shape)))
         self.weight_denominator = nn.Parameter(torch.empty(math.prod(self.denominator_shape)))
-        self.register_state_dict_post_hook(_to_published_shapes)
-        self.register_load_state_dict_pre_hook(_from_published_shapes)
+        self.register_load_state_dict_pre_hook(_flatten_published)
         self.reset_parameters()
 
     @property
@@ -105,31 +106,47 @@ class GroupRational(nn.Module):
         )
 
 
-def _shapes(layer: GroupRational, prefix: str) -> dict[str, tuple[int, int]]:
-    return {
-        prefix + 'weight_numerator': layer.numerator_shape,
-        prefix + 'weight_denominator': layer.denominator_shape,
-    }
+def published_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Returns a state dict with coefficients in the shapes of the published KAT checkpoints.
+
+    These are [1, m + 1] and [G, n]. All other entries are as they were, and so are coefficients of
+    other numbers than the model has.
+
+    Args:
+        model: has the `GroupRational` layers.
+        state_dict: one of the model, by default its own. For a model that is sharded (FSDP2) it
+            must be a full one, as `torch.distributed.checkpoint.state_dict` makes it.
+    """
+    shapes = {}
+    for layer in model.modules():
+        if isinstance(layer, GroupRational):
+            shapes[id(layer.weight_numerator)] = layer.numerator_shape
+            shapes[id(layer.weight_denominator)] = layer.denominator_shape
+    result = dict(model.state_dict() if state_dict is None else state_dict)
+    # By the parameter and not by its name in the model, which wrappers may hide in state dicts.
+    for key, parameter in model.state_dict(keep_vars=True).items():
+        shape = shapes.get(id(parameter))
+        if shape and key in result and result[key].shape == parameter.shape:
+            result[key] = result[key].view(shape)
+    return result
 
 
-def _to_published_shapes(layer, state_dict, prefix, local_metadata):
-    """Gives a state dict's coefficients their two dimensions."""
-    for key, shape in _shapes(layer, prefix).items():
-        if key in state_dict:
-            state_dict[key] = state_dict[key].view(shape)
-
-
-def _from_published_shapes(layer, state_dict, prefix, local_metadata, strict, *keys_and_errors):
-    """Makes a state dict's coefficients flat, as the parameters are; other shapes are errors."""
-    errors = keys_and_errors[-1]
-    for key, shape in _shapes(layer, prefix).items():
-        loaded = state_dict.get(key)
-        if loaded is None:
+def _flatten_published(layer, state_dict, prefix, local_metadata, strict, *keys_and_errors):
+    """Makes coefficients of published shapes one-dimensional; other shapes are errors."""
+    for name, shape in (
+        ('weight_numerator', layer.numerator_shape),
+        ('weight_denominator', layer.denominator_shape),
+    ):
+        key, own = prefix + name, getattr(layer, name)
+        loaded = state_dict.get(key, own)
+        if loaded.shape == own.shape:
             continue
         if loaded.shape != shape:
-            errors.append(
+            keys_and_errors[-1].append(
                 f'size mismatch for {key}: the checkpoint has {tuple(loaded.shape)}, the model has '
                 f'{shape}; num_groups, order and shared_numerator set it'
             )
-            loaded = getattr(layer, key[len(prefix) :]).detach()
+            loaded = own.detach()
         state_dict[key] = loaded.flatten()

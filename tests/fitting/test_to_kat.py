@@ -38,10 +38,10 @@ def test_keys():
     kat_mm.to_kat(model)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert {key: shape for key, shape in shapes.items() if key not in keys} == {
-        'mlp.fc1.act1.weight_numerator': (1, 6),
-        'mlp.fc1.act1.weight_denominator': (8, 4),
-        'mlp.act.weight_numerator': (1, 6),
-        'mlp.act.weight_denominator': (8, 4),
+        'mlp.fc1.act1.weight_numerator': (6,),
+        'mlp.fc1.act1.weight_denominator': (32,),
+        'mlp.act.weight_numerator': (6,),
+        'mlp.act.weight_denominator': (32,),
     }
     assert keys < set(shapes)
 

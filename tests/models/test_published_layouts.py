@@ -5,6 +5,7 @@ import torch
 from mmengine.runner.checkpoint import load_checkpoint
 
 from kat_mm.errors import DataError
+from kat_mm.rational import published_state_dict
 
 pytest.importorskip('timm')
 import kats
@@ -31,7 +32,7 @@ WAYS = [by_init_cfg, by_load_from, into_the_backbone_alone]
 @pytest.mark.parametrize('way', WAYS)
 def test_layouts_in_mm(way, layout, tmp_path):
     source = kats.published()
-    path = kats.save(kats.LAYOUTS[layout](source.state_dict()), tmp_path / layout)
+    path = kats.save(kats.LAYOUTS[layout](published_state_dict(source)), tmp_path / layout)
     model = kats.Detector()
     way(model, path)
     x = torch.randn(2, 3, 64, 64)
@@ -51,7 +52,7 @@ def checkpoint_path(path):
 @pytest.mark.parametrize('way', [file_of_pretrained, checkpoint_path])
 def test_layouts_in_timm(way, layout, tmp_path):
     source = kats.published()
-    path = kats.save(kats.LAYOUTS[layout](source.state_dict()), tmp_path / layout)
+    path = kats.save(kats.LAYOUTS[layout](published_state_dict(source)), tmp_path / layout)
     model = kats.timm.create_model(kats.NAME, **kats.SIZES, num_classes=5, **way(path)).eval()
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model(x), source(x), rtol=1e-5, atol=1e-5)

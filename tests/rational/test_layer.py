@@ -1,11 +1,15 @@
+import copy
+import pickle
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from kat_mm.rational import GroupRational, fits, rational
+from kat_mm.rational import GroupRational, fits, published_state_dict, rational
 from kat_mm.rational.coefficients import (
     FITS,
     FUNCTIONS,
@@ -63,55 +67,113 @@ def test_a_higher_order_fits_better():
     assert errors[0] == errors[1] > errors[2] > errors[3]
 
 
-def test_state_dict_is_that_of_the_published_checkpoints():
-    layer = GroupRational()
-    shapes = {key: tuple(value.shape) for key, value in layer.state_dict().items()}
-    assert shapes == {'weight_numerator': (1, 6), 'weight_denominator': (8, 4)}
-    own = GroupRational(num_groups=3, order=(7, 2), init='identity', shared_numerator=False)
-    assert own.numerator.shape == (3, 8) == own.state_dict()['weight_numerator'].shape
-    assert own.denominator.shape == (3, 2) == own.state_dict()['weight_denominator'].shape
+def randomised(**kwargs):
+    layer = GroupRational(**kwargs)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+def same(model, other):
+    state, expected = model.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[k], expected[k]) for k in state
+    )
 
 
 def test_parameters_are_no_matrices():
     """Xavier initialisation and weight decay that go by the dimensions leave them alone."""
-    assert all(parameter.dim() == 1 for parameter in GroupRational().parameters())
+    layer = GroupRational(num_groups=3, order=(7, 2), init='identity', shared_numerator=False)
+    assert [tuple(p.shape) for p in layer.parameters()] == [(24,), (6,)]
+    assert layer.numerator.shape == (3, 8)
+    assert layer.denominator.shape == (3, 2)
+
+
+def test_state_dict_has_the_parameters():
+    model = nn.Sequential(randomised())
+    assert dict(model.state_dict(keep_vars=True)) == dict(model.named_parameters())
+    loaded = nn.Sequential(GroupRational())
+    loaded.load_state_dict(dict(model.named_parameters()))
+    assert same(loaded, model)
 
 
 @pytest.mark.parametrize('assign', [False, True])
-def test_state_dict_round_trip(assign):
-    torch.manual_seed(0)
-    saved = GroupRational(shared_numerator=False)
-    for parameter in saved.parameters():
-        nn.init.normal_(parameter)
-    model = nn.Sequential(nn.Identity(), GroupRational(shared_numerator=False))
-    state = {f'1.{key}': value.clone() for key, value in saved.state_dict().items()}
+@pytest.mark.parametrize('published', [False, True])
+def test_state_dict_round_trip(published, assign):
+    saved = nn.Sequential(nn.Linear(2, 2), randomised(shared_numerator=False))
+    state = published_state_dict(saved) if published else saved.state_dict()
+    shapes = {key: value.shape for key, value in state.items()}
+    model = nn.Sequential(nn.Linear(2, 2), GroupRational(shared_numerator=False))
     model.load_state_dict(state, assign=assign)
-    assert [v.dim() for v in state.values()] == [2, 2]  # the caller's dict stays as it was
-    for name, parameter in model[1].named_parameters():
-        assert torch.equal(parameter, saved.get_parameter(name))
-        assert isinstance(parameter, nn.Parameter)
-        assert parameter.dim() == 1
+    assert {key: value.shape for key, value in state.items()} == shapes  # the caller's dict stays
+    assert same(model, saved)
+    assert all(isinstance(p, nn.Parameter) and p.dim() == 1 for p in model[1].parameters())
 
 
-def test_mismatched_coefficients_name_both_shapes():
-    message = r'0.weight_denominator: the checkpoint has \(4, 4\), the model has \(8, 4\)'
-    with pytest.raises(RuntimeError, match=message):
-        nn.Sequential(GroupRational()).load_state_dict(
-            nn.Sequential(GroupRational(num_groups=4)).state_dict()
-        )
+def test_published_shapes():
+    model = nn.Sequential(nn.Linear(2, 2), GroupRational())
+    shapes = {'0.weight': (2, 2), '0.bias': (2,)}
+    shapes |= {'1.weight_numerator': (1, 6), '1.weight_denominator': (8, 4)}
+    state = published_state_dict(model)
+    assert {key: tuple(value.shape) for key, value in state.items()} == shapes
+    given = {'1.weight_numerator': torch.ones(6), '1.weight_denominator': torch.ones(16)}
+    shapes = [tuple(value.shape) for value in published_state_dict(model, given).values()]
+    assert shapes == [(1, 6), (16,)]  # what does not fit stays as it is
 
 
-def test_mm_saves_the_published_shapes(tmp_path):
-    checkpoint = pytest.importorskip('mmengine.runner.checkpoint')
-    model = nn.Sequential(GroupRational())
-    assert checkpoint.get_state_dict(model)['0.weight_denominator'].shape == (8, 4)
-    nn.init.normal_(model[0].weight_denominator)
-    checkpoint.save_checkpoint(
-        {'state_dict': checkpoint.get_state_dict(model)}, str(tmp_path / 'a.pth')
+def test_published_shapes_of_a_model_in_wrappers():
+    """Wrappers give modules other names than their parameters have in state dicts."""
+    model = nn.Sequential(checkpoint_wrapper(GroupRational()))
+    assert published_state_dict(model)['0.weight_denominator'].shape == (8, 4)
+
+
+@pytest.mark.parametrize('clone', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_load_and_save_alike(clone):
+    model = nn.Sequential(randomised())
+    copied = clone(model)
+    assert same(copied, model)
+    copied.load_state_dict(published_state_dict(nn.Sequential(GroupRational())))
+    assert same(copied, nn.Sequential(GroupRational()))
+    assert not same(copied, model)
+
+
+@pytest.mark.parametrize('wrong', [(4, 8), (4, 4), (16,), (1, 32), (32, 1), ()])
+def test_other_shapes_are_errors(wrong):
+    state = {**GroupRational().state_dict(), 'weight_denominator': torch.zeros(wrong)}
+    message = (
+        rf'weight_denominator: the checkpoint has {re.escape(str(wrong))}, the model has \(8, 4\); '
+        'num_groups, order and shared_numerator set it'
     )
+    with pytest.raises(RuntimeError, match=message):
+        GroupRational().load_state_dict(state)
+
+
+@pytest.mark.parametrize('published', [False, True])
+def test_mm_saves_and_loads(published, tmp_path):
+    checkpoint = pytest.importorskip('mmengine.runner.checkpoint')
+    model = nn.Sequential(randomised())
+    state = published_state_dict(model) if published else checkpoint.get_state_dict(model)
+    checkpoint.save_checkpoint({'state_dict': state}, str(tmp_path / 'a.pth'))
     loaded = nn.Sequential(GroupRational())
     checkpoint.load_checkpoint(loaded, str(tmp_path / 'a.pth'), strict=True)
-    assert torch.equal(loaded[0].weight_denominator, model[0].weight_denominator)
+    assert same(loaded, model)
+
+
+def test_averages_of_weights():
+    model = nn.Sequential(randomised())
+    averages = [torch.optim.swa_utils.AveragedModel(model)]
+    if find_spec('mmengine'):
+        from mmengine.model import StochasticWeightAverage
+
+        averages.append(StochasticWeightAverage(model))
+    before = model[0].weight_denominator.detach().clone()
+    for average in averages:
+        average.update_parameters(model)
+    nn.init.normal_(model[0].weight_denominator)
+    expected = (before + model[0].weight_denominator) / 2
+    for average in averages:
+        average.update_parameters(model)
+        torch.testing.assert_close(average.module[0].weight_denominator, expected)
 
 
 def test_replaces_an_inplace_activation():
@@ -138,7 +200,7 @@ def test_channels_of_maps_and_of_tokens(channel_dim, shape, expected):
     layer = GroupRational(channel_dim=channel_dim)
     torch.nn.init.normal_(layer.weight_denominator)  # groups that differ
     x = torch.randn(shape)
-    assert torch.equal(layer(x), rational(x, *layer.state_dict().values(), expected))
+    assert torch.equal(layer(x), rational(x, layer.numerator, layer.denominator, expected))
 
 
 @pytest.mark.parametrize(('channels', 'divisor'), [(4, 4), (18, 6), (13, 1)])
