@@ -96,8 +96,8 @@ def main():
     if (low, high) == (-3, 3):
         wide, _ = largest_error(function, fit.numerator, fit.denominator, -6, 6)
         print(f'largest error on [-6, 6]: {wide:.3g}')
-    gain = variance_gain(torch.tensor(fit.numerator), torch.tensor(fit.denominator))
-    print(f'variance gain: {gain:.4f}')
+    coefficients = torch.tensor(fit.numerator), torch.tensor(fit.denominator)
+    print(f'variance gain: {variance_gain(lambda z: evaluate(z, *coefficients)):.4f}')
     print(f'({fit.numerator},\n {fit.denominator})')
     if args.plot:
         plot(name, function, fit, low, high, args.plot)

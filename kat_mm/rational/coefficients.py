@@ -93,20 +93,24 @@ def max_error(
     return (fit - FUNCTIONS[name](x)).abs().max().item()
 
 
-def variance_gain(numerator: torch.Tensor, denominator: torch.Tensor) -> float:
-    """Computes 1 / E[F(z)^2] for z ~ N(0, 1), F the rational function of one row of coefficients.
+def variance_gain(function: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    """Computes 1 / E[F(z)^2] of an activation F, for z ~ N(0, 1).
 
     A linear layer behind F keeps the variance of F's standard normal input if its weights have
     variance gain / fan_in (KAT, arXiv 2409.10594, section 4). The expectation is a sum over an
     even grid, which converges fast as the density and all its derivatives vanish at the ends.
+
+    Args:
+        function: F, as values [points] of fp64 points [points] on the CPU; or [points, groups], of
+            an F for each group, over which the expectation is then the mean.
 
     Raises:
         ConfigError: if F is zero, so that no weights keep the variance.
     """
     z = torch.linspace(-12, 12, 24_001, dtype=torch.float64, device='cpu')
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    f = evaluate(z, numerator.double(), denominator.double())
-    mean_square = (f * f * density).sum().mul(24 / 24_000).item()
+    squares = function(z).double().square().view(len(z), -1).mean(1)
+    mean_square = (squares * density).sum().mul(24 / 24_000).item()
     if not mean_square:
         raise ConfigError('an activation that is zero everywhere has no variance gain')
     return 1.0 / mean_square

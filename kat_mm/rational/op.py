@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import _C, Tensor
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import torch_internals as internals
 from .arguments import DTYPES, check_arguments
 from .reference import rational_backward_reference, rational_reference
 
@@ -67,27 +68,30 @@ torch.library.register_autograd(
 )
 
 
-def call_fast(op: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> Callable:
+def eager_call(op: Callable, setup_context: Callable, backward: Callable) -> Callable:
     """Returns a function that calls `op`, whose autograd formula this is, by the shortest way.
 
     Eager calls skip torch.library's own autograd, which takes longer than the kernel at small
-    sizes; tracing, torch.compile and torch.vmap need it.
+    sizes; tracing, torch.compile and torch.vmap need it. The autograd node has the name of the op,
+    such as RationalBackward.
     """
 
-    class Fast(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *inputs):
-            with below_autograd():
-                output = op(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
-
-    Fast.backward = staticmethod(once_differentiable(backward))
     # Names of this function, as each look-up of a global one counts.
-    below_autograd, is_grad_enabled = _C._AutoDispatchBelowAutograd, torch.is_grad_enabled
-    is_compiling, is_transformed = torch.compiler.is_compiling, _C._are_functorch_transforms_active
-    is_tracing = _C._get_tracing_state
-    apply = Fast.apply
+    below_autograd, is_grad_enabled = internals.below_autograd, torch.is_grad_enabled
+    is_compiling, is_transformed = torch.compiler.is_compiling, internals.is_transformed
+    is_tracing = internals.is_tracing
+
+    def forward(ctx, *inputs):
+        with below_autograd():
+            output = op(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    name = op.name().rpartition('::')[2].title().replace('_', '')
+    methods = dict(
+        forward=staticmethod(forward), backward=staticmethod(once_differentiable(backward))
+    )
+    apply = type(name, (torch.autograd.Function,), methods).apply
 
     def call(*inputs):
         if is_compiling() or is_transformed() or is_tracing():
@@ -100,7 +104,7 @@ def call_fast(op: torch._ops.OpOverload, setup_context: Callable, backward: Call
     return call
 
 
-_call = call_fast(_op, _setup_context, _backward)
+_call = eager_call(_op, _setup_context, _backward)
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int = -1) -> Tensor:
@@ -158,7 +162,7 @@ _is_autocast_enabled, _get_autocast_dtype = torch.is_autocast_enabled, torch.get
 
 def compiled_devices() -> tuple[str, ...]:
     """Returns the device types ('cpu', 'cuda') that run the op by a compiled kernel."""
-    has_kernel = _C._dispatch_has_kernel_for_dispatch_key
+    has_kernel = internals.has_kernel
     return tuple(key.lower() for key in ('CPU', 'CUDA') if has_kernel('kat_mm::rational', key))
 
 

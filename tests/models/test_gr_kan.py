@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kat_mm.models import GRKAN
-from kat_mm.rational.coefficients import FITS, initial_coefficients, variance_gain
+from kat_mm.rational.coefficients import FITS, FUNCTIONS, variance_gain
 
 
 def variance_ratios(act_init, seeds=16, dims=192, hidden=768, tokens=32):
@@ -42,7 +42,7 @@ def test_weights_are_drawn_with_the_gain_of_the_activation_in_front_of_them():
     torch.manual_seed(0)
     layer = GRKAN(256, 1024, act_init=('tanh', 'relu'))
     for act, fc in (('tanh', layer.fc1), ('relu', layer.fc2)):
-        expected = variance_gain(*initial_coefficients(act)) / fc.in_features
+        expected = variance_gain(FUNCTIONS[act]) / fc.in_features
         assert fc.weight.var().item() == pytest.approx(expected, rel=0.02)
         assert not fc.bias.any()
 

@@ -13,7 +13,6 @@ from kat_mm.rational import GroupRational, fits, published_state_dict, rational
 from kat_mm.rational.coefficients import (
     FITS,
     FUNCTIONS,
-    initial_coefficients,
     max_error,
     variance_gain,
 )
@@ -214,14 +213,23 @@ def test_channels_that_the_groups_do_not_divide(channels, divisor):
 
 
 def test_published_variance_gains():
-    """Gains of the exact functions as the KAT paper lists them; fits come close."""
+    """Gains as the KAT paper lists them; those of fits are close."""
     for name, gain in dict(identity=1.0, relu=2.0, gelu=2.3568, swish=2.8178).items():
-        assert variance_gain(*initial_coefficients(name)) == pytest.approx(gain, rel=5e-3)
+        layer = GroupRational(1, name, channel_dim=0).double()
+        for function in (FUNCTIONS[name], layer):
+            assert variance_gain(function) == pytest.approx(gain, rel=5e-3)
+
+
+def test_the_variance_gain_of_groups_is_that_of_their_mean_square():
+    def function(z):
+        return torch.stack([z, 2 * z, 3 * z], 1)
+
+    assert variance_gain(function) == pytest.approx(3 / 14)
 
 
 def test_a_function_that_is_zero_has_no_variance_gain():
     with pytest.raises(ValueError, match='zero everywhere has no variance gain'):
-        variance_gain(torch.zeros(6), torch.ones(4))
+        variance_gain(torch.zeros_like)
 
 
 def test_coefficients_may_be_given():

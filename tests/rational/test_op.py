@@ -370,6 +370,21 @@ def test_second_derivatives_are_refused(device):
         grad.sum().backward()
 
 
+def test_profilers_see_the_name_of_the_op(device):
+    x = torch.randn(2, 16, device=device, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        y = rational(x, *coefficients(8, device=device))
+        y.sum().backward()
+    assert type(y.grad_fn).__name__ == 'RationalBackward'
+    names = {event.name for event in profile.events()}
+    assert {
+        'Rational',
+        'kat_mm::rational',
+        'RationalBackward',
+        'kat_mm::rational_backward',
+    } <= names
+
+
 def test_can_be_traced(device):
     layer = GroupRational().to(device)
     x = torch.randn(4, 16, device=device)

@@ -1,15 +1,16 @@
 """The GR-KAN layer, which takes the place of a transformer's MLP."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_int, check_probability
 from ...errors import ConfigError
-from ...rational.coefficients import Init, initial_coefficients, variance_gain
+from ...rational.coefficients import Init, evaluate, initial_coefficients, variance_gain
 from ...rational.layer import GroupRational
-from ...rational.layer_norm import layer_norm_rational
+from ...rational.layer_norm_rational import layer_norm_rational
 
 
 class GRKAN(nn.Module):
@@ -86,7 +87,9 @@ class GRKAN(nn.Module):
         """Sets the activations back to act_init and draws the weights variance-preserving."""
         for act, fc in ((self.act1, self.fc1), (self.act2, self.fc2)):
             act.reset_parameters()
-            gain = variance_gain(*initial_coefficients(act.init, act.order))
+            numerator, denominator = initial_coefficients(act.init, act.order)
+            function = partial(evaluate, numerator=numerator, denominator=denominator)
+            gain = variance_gain(function)
             nn.init.normal_(fc.weight, std=(gain / fc.in_features) ** 0.5)
             nn.init.zeros_(fc.bias)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kat_mm.rational import GroupRational, rational
-from kat_mm.rational.layer_norm import layer_norm_rational
+from kat_mm.rational.layer_norm_rational import layer_norm_rational
 
 OP = torch.ops.kat_mm.layer_norm_rational.default
 EPS = 1e-6
@@ -149,6 +149,14 @@ def test_hooks_of_the_modules_are_called(device, which, kind):
     x = torch.randn(2, 192, device=device, requires_grad=True)
     layer_norm_rational(x, norm, act).sum().backward()
     assert seen == [module]
+
+
+def test_the_autograd_node_has_the_name_of_the_op(device):
+    if device == 'cpu':
+        pytest.skip('there they are two ops')
+    norm, act = modules(192, device)
+    y = layer_norm_rational(torch.randn(2, 192, device=device), norm, act)
+    assert type(y.grad_fn).__name__ == 'LayerNormRationalBackward'
 
 
 def test_other_modules_are_called_as_they_are(device):

@@ -9,10 +9,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from .layer import GroupRational
-from .op import autocast_dtype, call_fast, compiled_devices, library
+from .op import autocast_dtype, compiled_devices, eager_call, library
+from .torch_internals import has_global_hooks, has_hooks
 
 # What the compiled kernel takes; anything else is computed by two ops.
 MAX_CHANNELS = 1024
@@ -107,7 +107,7 @@ def _backward(ctx, grad, _):
 torch.library.register_autograd(
     'kat_mm::layer_norm_rational', _backward, setup_context=_setup_context, lib=library
 )
-_call = call_fast(torch.ops.kat_mm.layer_norm_rational.default, _setup_context, _backward)
+_call = eager_call(torch.ops.kat_mm.layer_norm_rational.default, _setup_context, _backward)
 
 
 def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Tensor:
@@ -140,14 +140,5 @@ def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
         and (act.channel_dim in (-1, x.dim() - 1) or (act.channel_dim is None and x.dim() < 4))
         and act.order[0] <= MAX_ORDER[0]
         and act.order[1] <= MAX_ORDER[1]
-        and not (_has_hooks(norm) or _has_hooks(act) or _has_any_global_hook())
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        and not (has_hooks(norm) or has_hooks(act) or has_global_hooks())
     )

@@ -1,0 +1,26 @@
+"""What the op takes of PyTorch that is not public, and what would take its place."""
+
+from torch import _C, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+# A context in which an op skips autograd: public is torch.library.register_autograd, which takes
+# longer than the kernel at small sizes.
+below_autograd = _C._AutoDispatchBelowAutograd
+# Whether torch.func transforms a call: register_autograd again, which sees to it itself.
+is_transformed = _C._are_functorch_transforms_active
+# Whether torch.jit.trace records a call: torch.jit.is_tracing, which takes 2.5 times as long.
+is_tracing = _C._get_tracing_state
+# Whether an op has a kernel of its own for a backend: nothing public tells it.
+has_kernel = _C._dispatch_has_kernel_for_dispatch_key
+# Whether any module that is called calls hooks: nothing public tells it.
+has_global_hooks = _has_any_global_hook
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tells whether a module that is called calls hooks of its own: nothing public does."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
