@@ -23,13 +23,13 @@ from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, DataError
 from kat_mm.models.timm_models import KATTransformer
 from kat_mm.rational import published_state_dict
-from kat_mm.weights.checkpoint import read_checkpoint, to_kat_keys, weights_of
+from kat_mm.weights.activation_fits import ACTIVATIONS, INTERVAL, ActivationFit
+from kat_mm.weights.layout import to_kat_keys, weights_of
+from kat_mm.weights.reading import read_checkpoint
 from kat_mm.weights.vit import (
-    ACTIVATIONS,
-    INTERVAL,
+    activation_fit,
     activation_of,
     check_vit,
-    fit_activation,
     resample_patches,
     to_timm_keys,
     vit_to_kat,
@@ -151,6 +151,23 @@ def architecture(weights: dict[str, Tensor], num_heads: int) -> dict:
     )
 
 
+def fitted(activation: str, interval: float) -> ActivationFit:
+    """Returns the stored fit of an activation, or for another interval a new one.
+
+    Raises:
+        ConfigError: for an interval that `fit_rational` refuses.
+    """
+    if interval == INTERVAL:
+        return activation_fit(activation)
+    from kat_mm.fitting.fit import fit_rational  # takes scipy
+
+    try:
+        fit = fit_rational(ACTIVATIONS[activation], -interval, interval)
+    except ValueError as error:
+        raise ConfigError(f'{activation}: {error}') from error
+    return ActivationFit(fit.numerator, fit.denominator, fit.error)
+
+
 def resample(
     weights: dict[str, Tensor], sizes: dict, patch_size: int | None, img_size: int | None
 ) -> None:
@@ -220,11 +237,11 @@ def main():
     act = timm.layers.get_act_layer(activation)
     vit, kat = VisionTransformer(act_layer=act, **sizes), KATTransformer(**sizes)
     load(vit, weights, args.source)
-    load(kat, vit_to_kat(weights, activation, interval=args.interval), args.source)
+    fit = fitted(activation, args.interval)
+    load(kat, vit_to_kat(weights, fit), args.source)
     largest, relative = difference(vit, kat, sizes['img_size'])
     write(published_state_dict(kat), args.out)
     print(', '.join(f'{key}={value}' for key, value in sizes.items() if key != 'weight_init'))
-    fit = fit_activation(activation, interval=args.interval)
     print(f'{activation}: fitted to {fit.error:.2g} on [-{args.interval:g}, {args.interval:g}]')
     print(f'features of a random batch differ by {largest:.3g} at most, {relative:.2%} in the mean')
     print(args.out)

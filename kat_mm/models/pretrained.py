@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..rational import published_state_dict
-from ..weights.checkpoint import left_out, read_checkpoint, to_kat_keys, weights_of
+from ..weights.activation_fits import INTERVAL
+from ..weights.layout import left_out, to_kat_keys, weights_of
+from ..weights.reading import read_checkpoint
 from ..weights.vit import (
-    INTERVAL,
+    activation_fit,
     activation_of,
     check_parts,
-    fit_activation,
     is_vit,
     resample_patches,
     to_timm_keys,
@@ -79,9 +80,11 @@ def fit_weights(
     check_parts(weights)
     if is_vit(weights) and isinstance(model.blocks[0].mlp, GRKAN):
         activation = activation or activation_of(weights)
-        error = fit_activation(activation).error
-        weights = vit_to_kat(weights, activation, model.blocks[0].mlp.act1.num_groups)
-        message = f'act2 is {activation}, fitted to {error:.2g} on [-{INTERVAL:g}, {INTERVAL:g}]'
+        fit = activation_fit(activation)
+        weights = vit_to_kat(weights, fit, model.blocks[0].mlp.act1.num_groups)
+        message = (
+            f'act2 is {activation}, fitted to {fit.error:.2g} on [-{INTERVAL:g}, {INTERVAL:g}]'
+        )
         print_log(f'{source} is a ViT, made a KAT: {message}', 'current')
     if 'norm_pre.weight' in weights:  # CLIP's patch projection has no bias
         weights.setdefault('patch_embed.proj.bias', torch.zeros(model.embed_dims))

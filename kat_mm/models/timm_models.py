@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 from ..attention.mimetic import mimetic_init_
 from ..errors import DataError
-from ..weights.checkpoint import (
-    left_out,
-    read_checkpoint,
-    rename_coefficients,
-    to_kat_keys,
-    unreachable,
-)
+from ..weights.layout import left_out, rename_coefficients, to_kat_keys
+from ..weights.reading import read_checkpoint, unreachable
 from .ffn.gr_kan import GRKAN
 
 __all__ = []  # timm's registry adds the models

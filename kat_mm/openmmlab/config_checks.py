@@ -7,7 +7,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 
 from ..errors import DataError
-from ..weights.checkpoint import is_hub_id, read_checkpoint, weights_of
+from ..weights.layout import weights_of
+from ..weights.reading import is_hub_id, read_checkpoint
 from .configs import is_segmentation, nested
 from .loading import LoadCheckedImage, LoadCheckedLabelMap
 

@@ -2,19 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..fitting.fit import Fit, fit_rational
+from .activation_fits import FITS, ActivationFit
 
-ACTIVATIONS = {
-    'gelu': torch.nn.functional.gelu,
-    'quick_gelu': lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP
-}
-INTERVAL = 6.0  # inputs of a trained ViT's activations are rarely farther from zero
 CLIP = (  # names in OpenAI's CLIP and in OpenCLIP, and timm's
     ('conv1', 'patch_embed.proj'),
     ('positional_embedding', 'pos_embed'),
@@ -98,22 +92,6 @@ def _from_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@lru_cache
-def fit_activation(name: str, order: tuple[int, int] = (5, 4), interval: float = INTERVAL) -> Fit:
-    """Computes the rational that takes the place of an activation, fitted on [-interval, interval].
-
-    Raises:
-        ConfigError: for an activation that is not in `ACTIVATIONS`, and an interval that
-            `fit_rational` refuses.
-    """
-    if name not in ACTIVATIONS:
-        raise ConfigError(f'unknown activation {name!r} of a ViT; known: {", ".join(ACTIVATIONS)}')
-    try:
-        return fit_rational(ACTIVATIONS[name], -interval, interval, order)
-    except ValueError as error:
-        raise ConfigError(f'{name}: {error}') from error
-
-
 def check_parts(weights: dict[str, Tensor]) -> None:
     """Checks that weights in timm's layout have no part that KAT has no place for.
 
@@ -141,10 +119,7 @@ def check_vit(weights: dict[str, Tensor]) -> None:
 
 
 def vit_to_kat(
-    weights: dict[str, Tensor],
-    activation: str = 'gelu',
-    num_groups: int = 8,
-    interval: float = INTERVAL,
+    weights: dict[str, Tensor], fit: ActivationFit, num_groups: int = 8
 ) -> dict[str, Tensor]:
     """Returns the weights of a KAT, given those of a ViT in timm's layout.
 
@@ -152,25 +127,37 @@ def vit_to_kat(
 
     Raises:
         DataError: as `check_vit`.
-        ConfigError: as `fit_activation`.
     """
     check_vit(weights)
-    fit = fit_activation(activation, interval=interval)
-    order = len(fit.numerator) - 1, len(fit.denominator)
-    identity = [0.0, 1.0] + [0.0] * (order[0] - 1), [0.0] * order[1]
+    m, n = len(fit.numerator) - 1, len(fit.denominator)
+    coefficients = {
+        'act1': ([0.0, 1.0] + [0.0] * (m - 1), [0.0] * n),
+        'act2': (fit.numerator, fit.denominator),
+    }
     result = dict(weights)
     depth = 1 + max(int(key.split('.')[1]) for key in weights if key.startswith('blocks.'))
     for i in range(depth):
-        for act, (a, b) in (('act1', identity), ('act2', (fit.numerator, fit.denominator))):
+        for act, (numerator, denominator) in coefficients.items():
             path = f'blocks.{i}.mlp.{act}'
-            result[f'{path}.weight_numerator'] = torch.tensor([list(a)])
-            result[f'{path}.weight_denominator'] = torch.tensor([list(b)] * num_groups)
+            result[f'{path}.weight_numerator'] = torch.tensor([numerator])
+            result[f'{path}.weight_denominator'] = torch.tensor([denominator] * num_groups)
     return result
 
 
 def activation_of(weights: dict[str, Tensor]) -> str:
     """Guesses the activation of a ViT in timm's layout: OpenAI's for CLIP, otherwise GELU."""
     return 'quick_gelu' if 'norm_pre.weight' in weights else 'gelu'
+
+
+def activation_fit(name: str) -> ActivationFit:
+    """Returns the rational that takes the place of an activation, fitted on [-6, 6].
+
+    Raises:
+        ConfigError: for an activation that has none.
+    """
+    if name not in FITS:
+        raise ConfigError(f'unknown activation {name!r} of a ViT; known: {", ".join(FITS)}')
+    return FITS[name]
 
 
 def resample_patches(weights: dict[str, Tensor], size: Sequence[int]) -> bool:

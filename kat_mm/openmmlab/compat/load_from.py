@@ -8,7 +8,8 @@ from types import ModuleType
 from torch import nn
 
 from ...post_import import when_imported
-from ...weights.checkpoint import read_checkpoint, weights_of
+from ...weights.layout import weights_of
+from ...weights.reading import read_checkpoint
 
 WRAPPER_NAMES = re.compile(r'^(module\.)+')  # such as that of distributed training
 
