@@ -34,6 +34,7 @@ from kat_mm.weights.vit import (
     to_timm_keys,
     vit_to_kat,
 )
+from kat_mm.weights.writing import check_name, write_weights
 
 # Published ViTs have a head for 64 channels, but for the widths of SoViT-400m, ViT-H, g and G.
 NUM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -216,20 +217,9 @@ def difference(vit: torch.nn.Module, kat: torch.nn.Module, size: int) -> tuple[f
     return error.max().item(), (error.square().mean() / expected.square().mean()).sqrt().item()
 
 
-def write(weights: dict[str, Tensor], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == '.safetensors':
-        from safetensors.torch import save_file
-
-        save_file({key: value.contiguous() for key, value in weights.items()}, out)
-    else:
-        torch.save({'state_dict': weights}, out)
-
-
 def main():
     args = parse_args()
-    if args.out.suffix not in ('.pth', '.safetensors'):
-        raise ConfigError(f'{args.out}: the name must end with .pth or .safetensors')
+    check_name(args.out)
     weights, num_heads = read_vit(args.source)
     activation = args.activation or activation_of(weights)
     sizes = architecture(weights, num_heads if args.num_heads is None else args.num_heads)
@@ -240,7 +230,7 @@ def main():
     fit = fitted(activation, args.interval)
     load(kat, vit_to_kat(weights, fit), args.source)
     largest, relative = difference(vit, kat, sizes['img_size'])
-    write(published_state_dict(kat), args.out)
+    write_weights(published_state_dict(kat), args.out)
     print(', '.join(f'{key}={value}' for key, value in sizes.items() if key != 'weight_init'))
     print(f'{activation}: fitted to {fit.error:.2g} on [-{args.interval:g}, {args.interval:g}]')
     print(f'features of a random batch differ by {largest:.3g} at most, {relative:.2%} in the mean')
