@@ -7,7 +7,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_arguments(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int) -> None:
-    """Raises the error that names what is wrong with the arguments of `rational`, if anything."""
+    """Checks the arguments of `rational`.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as `rational`; each names what is wrong.
+    """
     for name, tensor in (('x', x), ('numerator', numerator), ('denominator', denominator)):
         if tensor.dtype not in DTYPES:
             raise TypeError(

@@ -70,28 +70,36 @@ class GroupRational(nn.Module):
 
     @property
     def numerator_shape(self) -> tuple[int, int]:
+        """The published shape of `weight_numerator`, [1 or G, m + 1]."""
         return 1 if self.shared_numerator else self.num_groups, self.order[0] + 1
 
     @property
     def denominator_shape(self) -> tuple[int, int]:
+        """The published shape of `weight_denominator`, [G, n]."""
         return self.num_groups, self.order[1]
 
     @property
     def numerator(self) -> Tensor:
-        """a0..am, [1 or G, m + 1]."""
+        """The coefficients a0..am of all groups or of each, [1 or G, m + 1]."""
         return self.weight_numerator.view(self.numerator_shape)
 
     @property
     def denominator(self) -> Tensor:
-        """b1..bn of each group, [G, n]."""
+        """The coefficients b1..bn of each group, [G, n]."""
         return self.weight_denominator.view(self.denominator_shape)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Sets the coefficients back to those of `init`."""
-        numerator, denominator = initial_coefficients(self.init, self.order)
-        self.numerator.copy_(numerator)
-        self.denominator.copy_(denominator)
+        parameters = self.weight_numerator, self.weight_denominator
+        coefficients = initial_coefficients(self.init, self.order)
+        for parameter, row in zip(parameters, coefficients, strict=True):
+            values = row.repeat(len(parameter) // len(row))
+            if hasattr(parameter, 'device_mesh'):  # a DTensor, as FSDP2 makes of it
+                from torch.distributed.tensor import distribute_tensor
+
+                values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+            parameter.copy_(values)
 
     def forward(self, x: Tensor) -> Tensor:
         dim = self.channel_dim

@@ -43,8 +43,9 @@ def layer_norm_rational_reference(
 ) -> tuple[Tensor, Tensor]:
     """Computes rational(layer_norm(x)) of the last dimension of x, by two ops.
 
-    Returns the result, in `out_dtype` or that of x, and the statistics [rows, 2] that the backward
-    pass needs: the mean and the reciprocal standard deviation of each row.
+    Returns:
+        The result, in `out_dtype` or that of x, and the statistics [rows, 2] that the backward pass
+        needs: the mean and the reciprocal standard deviation of each row.
     """
     normed, mean, scale = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
     y = torch.ops.kat_mm.rational(normed, numerator, denominator, -1, out_dtype)

@@ -53,8 +53,9 @@ def rational_reference(
     (KAT, arXiv 2409.10594, section 4, with the absolute value around each term, as the published
     kernels evaluate it). Arithmetic is fp32, or fp64 for an fp64 `x`.
 
-    Args and result are those of `kat_mm.rational.rational`; `out_dtype` is the dtype of the
-    result, by default that of `x`.
+    Args:
+        x, numerator, denominator, channel_dim: as in `kat_mm.rational.rational`.
+        out_dtype: the dtype of the result, by default that of `x`.
     """
     check_arguments(x, numerator, denominator, channel_dim)
     y = torch.empty_like(x, dtype=out_dtype or x.dtype)
@@ -93,8 +94,9 @@ def rational_backward_reference(
     sgn(0) is 0 for x, as in torch.abs, and +1 for b: a denominator that starts at zero
     (the identity) would otherwise never learn.
 
-    Returns the gradients of x, numerator and denominator; the last two are empty unless
-    `coefficient_grads`.
+    Returns:
+        The gradients of x, numerator and denominator; the last two are empty unless
+        `coefficient_grads`.
     """
     dtype = _compute_dtype(x)
     layout = group_layout(x, numerator, denominator, channel_dim)

@@ -116,6 +116,16 @@ def meta():
     return sharded(model).to_empty(device='cpu')
 
 
+def check_reset(folder):
+    model, fresh = meta(), GroupRational(shared_numerator=False).state_dict()
+    for layer in (model.act, model.layers[0].act2):
+        layer.reset_parameters()
+    state = get_model_state_dict(model, options=FULL)
+    for key, value in fresh.items():
+        assert torch.equal(state[f'act.{key}'], value), key
+    assert torch.equal(state['layers.0.act2.weight_denominator'], fresh['weight_denominator'])
+
+
 def check_distributed_checkpoints(folder):
     plain, model = network(0), sharded(network(0))
     dcp.save(get_model_state_dict(model), checkpoint_id=folder)
@@ -152,6 +162,7 @@ def run(rank, processes, folder):
     )
     check_state_dicts(folder)
     check_loading(folder)
+    check_reset(folder)
     check_distributed_checkpoints(f'{folder}/checkpoint')
     check_training(folder)
     distributed.destroy_process_group()
