@@ -10,8 +10,8 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=96, num_layers=4, num_heads=3),
         img_size=128,
-        patch_size=8,
-        window_size=0,
+        patch=8,
+        attention=dict(window_size=0),
         drop_path_rate=0.0,
     ),
     # Digits are 23 to 51 pixels high: three levels hold all their anchors, one all their features.

@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=96, num_layers=4, num_heads=3),
         img_size=128,
-        patch_size=8,
+        patch=8,
         out_indices=None,
         drop_path_rate=0.0,
     ),

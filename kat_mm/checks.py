@@ -1,6 +1,6 @@
 """Checks of single arguments; an error names the argument, its value and what it must be."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 from .errors import ConfigError
@@ -54,3 +54,47 @@ def check_probability(name: str, value: float) -> float:
     if not 0 <= check_number(name, value) <= 1:
         raise ConfigError(f'{name}={value!r} must lie in [0, 1]')
     return value
+
+
+def check_bool(name: str, value: bool) -> bool:
+    """Returns True or False.
+
+    Raises:
+        ConfigError: for any other value.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f'{name}={value!r} must be True or False')
+    return value
+
+
+def check_indices(
+    name: str,
+    indices: int | Sequence[int] | None,
+    count: int,
+    of: str,
+    default: int | Sequence[int] = (),
+) -> tuple[int, ...]:
+    """Returns indices in ascending order, with negative ones counted from the end.
+
+    Args:
+        name: what messages call them.
+        indices: one or several; None for the default.
+        count: how many things there are to choose from.
+        of: what these are.
+        default: where it is not empty, the indices must not be either.
+
+    Raises:
+        ConfigError: for indices out of range, of the wrong kind, or the same twice.
+    """
+    indices = default if indices is None else indices
+    indices = tuple(indices) if isinstance(indices, Iterable) else (indices,)
+    known = all(is_int(i) and -count <= i < count for i in indices)
+    positive = tuple(sorted(i % count for i in indices)) if known else ()
+    if not known or len(set(positive)) < len(positive):
+        raise ConfigError(
+            f'{name}={indices} must be different indices of the {count} {of}: 0 to {count - 1}, '
+            f'or -{count} to -1'
+        )
+    if not positive and default != ():
+        raise ConfigError(f'{name} is empty; name at least one of the {count} {of}')
+    return positive

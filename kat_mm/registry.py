@@ -5,7 +5,7 @@ in a file of its own: here in the folder of its kind, which finds its files itse
 else that is imported before the network is built.
 """
 
-import difflib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
@@ -69,9 +69,7 @@ class Registry:
         config = {'type': self.default, **value}
         name = config['type']
         if not isinstance(name, str) or name not in self._classes:
-            close = difflib.get_close_matches(str(name), self._classes, 1)
-            hint = f', did you mean {close[0]!r}?' if close else f'; known: {self._known()}'
-            raise ConfigError(f'unknown {self.kind} {name!r}{hint}')
+            raise ConfigError(f'unknown {self.kind} {name!r}; known: {self._known()}')
         return config
 
     def build(self, value: Config, *args, **context) -> nn.Module:
@@ -86,14 +84,15 @@ class Registry:
             ConfigError: as `config`, and for arguments that the class does not take.
         """
         options = self.config(value)
-        cls = self._classes[options.pop('type')]
-        try:
-            return cls(*args, **{**context, **options})
-        except TypeError as error:
-            if '__init__()' not in str(error):
-                raise
-            reason = str(error).partition('__init__() ')[2]
-            raise ConfigError(f'{self.kind} {self.config(value)["type"]!r}: it {reason}') from error
+        name = options.pop('type')
+        cls = self._classes[name]
+        known = inspect.signature(cls).parameters
+        if unknown := [option for option in options if option not in known]:
+            own = list(known)[len(args) :]
+            raise ConfigError(
+                f'{self.kind} {name!r} takes no {", ".join(unknown)}; it takes {", ".join(own)}'
+            )
+        return cls(*args, **{**context, **options})
 
     def _known(self) -> str:
         return ', '.join(self._classes)
@@ -109,3 +108,4 @@ def import_all(package: ModuleType | str) -> None:
 ATTENTIONS = Registry('attention', 'softmax')
 FFNS = Registry('ffn', 'gr_kan')
 ACTIVATIONS = Registry('activation', 'rational')
+PYRAMIDS = Registry('pyramid', 'simple')

@@ -8,7 +8,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-from kat_mm.models.kat import KAT
+from kat_mm.openmmlab import KAT
 
 ARCH = {'embed_dims': 48, 'num_layers': 2, 'num_heads': 2}
 NAME, SIZES = 'kat_tiny_patch16_224', dict(embed_dim=48, depth=2, num_heads=2, img_size=64)
@@ -33,7 +33,7 @@ class Detector(BaseModel):
 
     def __init__(self, arch=ARCH, **kwargs):
         super().__init__()
-        self.backbone = KAT(arch, **{'img_size': 64, 'mimetic': False, **kwargs})
+        self.backbone = KAT(arch, **{'img_size': 64, **kwargs})
         self.neck = nn.Linear(2, 2)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kat_mm.attention.mimetic import skip_mimetic_init
 from kat_mm.benchmarking.timing import (
     ORIGIN,
     add_step_ratios,
@@ -40,7 +41,7 @@ from kat_mm.benchmarking.timing import (
 )
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 
 try:
     import timm
@@ -76,7 +77,8 @@ class Classifier(nn.Module):
 
 
 def kat(arch: str, size: int, ffn: str = 'gr_kan') -> Classifier:
-    backbone = KAT(arch, size, ffn=ffn, mimetic=False)
+    with skip_mimetic_init():
+        backbone = KAT(arch, size, ffn=ffn)
     return Classifier(
         backbone, lambda images: backbone(images)[0].mean((2, 3)), backbone.embed_dims
     )

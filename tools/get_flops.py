@@ -30,7 +30,7 @@ from kat_mm.benchmarking.operations import (
 from kat_mm.benchmarking.timing import positive
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
-from kat_mm.models.kat import ARCHS, KAT
+from kat_mm.models import ARCHS, KAT
 from kat_mm.openmmlab import configs
 from kat_mm.openmmlab.dry_run import meta_parameters, prepare
 

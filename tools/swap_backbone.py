@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from kat_mm.command_line import run_reporting_errors
-from kat_mm.models.kat import ARCHS
+from kat_mm.models import ARCHS
 from kat_mm.openmmlab import config_checks
 from kat_mm.openmmlab.swap import read_config, swap_backbone, write_config
 from kat_mm.openmmlab.swap.source import source

@@ -9,18 +9,11 @@ model = dict(
         type='KAT',
         arch='small',
         img_size=224,
+        attention=dict(type='softmax', window_size=14),
         out_indices=(2, 5, 8, 11),
-        window_size=14,
         drop_path_rate=0.1,
     ),
-    neck=[
-        dict(
-            type='mmseg.Feature2Pyramid',
-            embed_dim=384,
-            norm_cfg=dict(type='GN', num_groups=32),
-        ),
-        dict(type='FPN', in_channels=[384] * 4, out_channels=256, num_outs=5),
-    ],
+    neck=dict(_delete_=True, type='RescalingFPN', in_channels=384, out_channels=256, num_outs=5),
     rpn_head=dict(num_convs=2),
     roi_head=dict(
         bbox_roi_extractor=dict(type='FullPrecisionRoIExtractor'),

@@ -2,7 +2,7 @@
 # layer norms in the heads.
 _base_ = './mask_rcnn.py'
 
-norm_cfg = dict(type='LN2d')
+norm_cfg = dict(type='LN2d', eps=1e-6)
 model = dict(
     backbone=dict(out_indices=None),
     neck=dict(

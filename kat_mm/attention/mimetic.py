@@ -2,9 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+
+_skipped = ContextVar('skipped', default=False)
+
+
+@contextmanager
+def skip_mimetic_init() -> Iterator[None]:
+    """Leaves out the costly start of networks built meanwhile whose weights are loaded later."""
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 @contextmanager
@@ -36,6 +49,7 @@ def mimetic_init_(
     alpha_qk Z + beta_qk I, and W_v W_proj = alpha_vo Z - beta_vo I (Trockman and Kolter,
     arXiv 2305.09828, section 3). Each product is split evenly, by the square roots of its
     singular values. The values of alpha and beta are the paper's for ViTs. Biases become zero.
+    On the meta device, and within `skip_mimetic_init`, nothing is drawn.
 
     Args:
         qkv: [3 d, d], the rows of all queries, then keys, then values, each sorted by head.
@@ -45,7 +59,7 @@ def mimetic_init_(
     for linear in (qkv, proj):
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
-    if qkv.weight.is_meta:
+    if qkv.weight.is_meta or _skipped.get():
         return
     dims = proj.in_features
     head_dims = dims // num_heads

@@ -1,37 +1,90 @@
-"""Checks arguments of the backbone and brings them into one form."""
+"""Checks arguments of the network and brings them into one form."""
 
-import logging
 from collections.abc import Iterable, Sequence
-
-from mmengine.logging import print_log
+from dataclasses import dataclass, fields
 
 from ..arithmetic import ceil_div
-from ..checks import check_int, check_ints, is_int
+from ..checks import check_int, check_ints, check_probability
 from ..errors import ConfigError
+from ..registry import PYRAMIDS
 
-# Weights of other backbones, by the names that configs of OpenMMLab call them: KAT's are in none.
-MODEL_ZOOS = (
-    'open-mmlab://',
-    'openmmlab://',
-    'mmcls://',
-    'mmpretrain://',
-    'modelzoo://',
-    'torchvision://',
-    'https://download.openmmlab.com/',
-    'https://download.pytorch.org/',
-)
+STRIDES = (4, 8, 16, 32)
+# Where arguments of earlier versions have gone.
+MOVED = {
+    'patch_size': 'patch={0!r}, or patch=dict(size={0!r})',
+    'in_channels': 'patch=dict(in_channels={0!r})',
+    'act_init': "ffn=dict(type='gr_kan', act_init={0!r})",
+    'num_groups': "ffn=dict(type='gr_kan', activation=dict(type='rational', num_groups={0!r}))",
+    'window_size': "attention=dict(type='softmax', window_size={0!r})",
+    'global_blocks': "attention=dict(type='softmax', window_size=..., global_blocks={0!r})",
+    'rel_pos': "attention=dict(type='softmax', rel_pos={0!r})",
+    'qkv_bias': "attention=dict(type='softmax', qkv_bias={0!r})",
+    'mimetic': "attention=dict(type='softmax', mimetic={0!r})",
+    'pyramid_strides': 'pyramid=dict(channels=..., strides={0!r})',
+    'cls_token': "arch=dict(type='small', cls_token={0!r})",
+    'reg_tokens': "arch=dict(type='small', reg_tokens={0!r})",
+    'pre_norm': "arch=dict(type='small', pre_norm={0!r})",
+    'final_norm': "arch=dict(type='small', final_norm={0!r})",
+    'layer_scale': "arch=dict(type='small', layer_scale={0!r})",
+    'drop_rate': 'patch=dict(drop={0!r}), attention=dict(drop={0!r}), ffn=dict(drop={0!r})',
+}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What `patch` of a network says.
+
+    Attributes:
+        size: side of a patch in pixels.
+        in_channels: channels of the images.
+        drop: dropout probability of the embedded tokens.
+    """
+
+    size: int = 16
+    in_channels: int = 3
+    drop: float = 0.0
+
+    def __post_init__(self):
+        check_int('patch.size', self.size)
+        check_int('patch.in_channels', self.in_channels)
+        check_probability('patch.drop', self.drop)
+
+
+def read_patch(patch: int | dict) -> Patch:
+    """Returns what `patch` says: the side of a patch, or a dict of the attributes of `Patch`."""
+    options = dict(patch) if isinstance(patch, dict) else {'size': patch}
+    known = [field.name for field in fields(Patch)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f'patch has no {", ".join(unknown)}; it has {", ".join(known)}')
+    return Patch(**options)
+
+
+def read_pyramid(pyramid: Sequence[int] | dict) -> tuple[dict, tuple[int, ...], tuple[int, ...]]:
+    """Returns a pyramid's config without its levels, and the levels' channels and strides.
+
+    Raises:
+        ConfigError: unless each level has both.
+    """
+    config = PYRAMIDS.config(pyramid if isinstance(pyramid, dict) else {'channels': pyramid})
+    channels = check_ints('pyramid.channels', config.pop('channels', ()))
+    strides = check_ints('pyramid.strides', config.pop('strides', STRIDES))
+    if not 0 < len(channels) == len(strides):
+        raise ConfigError(
+            f'pyramid.channels={channels} has {len(channels)} levels and pyramid.strides={strides} '
+            f'has {len(strides)}: give each level its channels and its stride in pixels'
+        )
+    return config, channels, strides
 
 
 def patch_grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     """Returns how many patches an image has along each side."""
-    check_int('patch_size', patch_size)
     sides = check_ints('img_size', img_size if isinstance(img_size, Iterable) else (img_size,) * 2)
     if len(sides) != 2:
         raise ConfigError(f'img_size={img_size} must be one number of pixels or (height, width)')
     if min(sides) < patch_size:
         raise ConfigError(
-            f'img_size={img_size} is smaller than a patch, patch_size={patch_size}: choose '
-            'a larger img_size or a smaller patch_size'
+            f'img_size={img_size} is smaller than a patch, patch.size={patch_size}: choose '
+            'a larger img_size or a smaller patch'
         )
     return ceil_div(sides[0], patch_size), ceil_div(sides[1], patch_size)
 
@@ -47,7 +100,7 @@ def check_image_size(height: int, width: int, patch_size: int, window_size: int)
     if height < patch_size or width < patch_size:
         raise ConfigError(
             f'images of {height} x {width} pixels are smaller than a patch, '
-            f'patch_size={patch_size}: enlarge them or choose a smaller patch_size'
+            f'patch.size={patch_size}: enlarge them or choose a smaller patch'
         )
     h, w = ceil_div(height, patch_size), ceil_div(width, patch_size)
     if h < window_size and w < window_size:
@@ -58,73 +111,9 @@ def check_image_size(height: int, width: int, patch_size: int, window_size: int)
         )
 
 
-def sorted_indices(
-    name: str, indices: int | Sequence[int] | None, count: int, of: str, default: Sequence[int] = ()
-) -> tuple[int, ...]:
-    """Returns indices in ascending order, with negative ones counted from the end."""
-    if indices is None:
-        indices = default
-    indices = tuple(indices) if isinstance(indices, Iterable) else (indices,)
-    known = all(is_int(i) and -count <= i < count for i in indices)
-    positive = tuple(sorted(i % count for i in indices)) if known else ()
-    if not known or len(set(positive)) < len(positive):
-        raise ConfigError(
-            f'{name}={indices} must be different indices of the {count} {of}: 0 to {count - 1}, '
-            f'or -{count} to -1'
-        )
-    if not positive and default:
-        raise ConfigError(f'{name} is empty; name at least one of the {count} {of}')
-    return positive
-
-
-def check_pyramid(
-    channels: Sequence[int] | None, strides: Sequence[int], default: Sequence[int]
-) -> None:
-    """Checks that each level of the pyramid has both channels and a stride."""
-    check_ints('pyramid_strides', strides)
-    if channels is None:
-        if tuple(strides) != tuple(default):
-            raise ConfigError(
-                f'pyramid_strides={strides} needs pyramid, the channels of these levels'
-            )
-    elif not 0 < len(check_ints('pyramid', channels)) == len(strides):
-        raise ConfigError(
-            f'pyramid={channels} has {len(channels)} levels and pyramid_strides={strides} has '
-            f'{len(strides)}: give each level its channels and its stride in pixels'
-        )
-
-
-def choose(name: str, value: str, known: dict):
-    """Returns the entry of `known` that a config names."""
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f'unknown {name} {value!r}; known: {", ".join(known)}')
-    return known[value]
-
-
-def loads_pretrained(init_cfg: dict | list[dict] | None) -> bool:
-    """Tells whether init_weights will load a checkpoint."""
-    configs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-    return any(config.get('type') in ('Pretrained', 'PretrainedInit') for config in configs)
-
-
-def pretrained_init(
-    pretrained: str | None, init_cfg: dict | list[dict] | None
-) -> dict | list[dict] | None:
-    """Returns the init_cfg that stands for both arguments; see `KAT`."""
-    if pretrained is None:
-        return init_cfg
-    if not isinstance(pretrained, str):
-        raise ConfigError(f'pretrained must be a path, a URL or None, got {pretrained!r}')
-    if pretrained.startswith(MODEL_ZOOS):
-        print_log(
-            f'pretrained={pretrained!r} is ignored: it names weights of another backbone. Weights '
-            "of KAT are loaded by backbone.init_cfg=dict(type='Pretrained', checkpoint=...)",
-            'current',
-            logging.WARNING,
-        )
-        return init_cfg
-    if init_cfg is not None:
-        raise ConfigError(
-            f'both pretrained={pretrained!r} and init_cfg={init_cfg} are given: leave one out'
-        )
-    return {'type': 'Pretrained', 'checkpoint': pretrained}
+def refuse_moved_arguments(arguments: dict) -> None:
+    """Raises an error for arguments that KAT does not take, with the new place of former ones."""
+    for name, value in arguments.items():
+        if name in MOVED:
+            raise ConfigError(f'KAT: {name}={value!r} is now {MOVED[name].format(value)}')
+        raise ConfigError(f'KAT takes no argument {name}')

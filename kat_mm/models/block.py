@@ -1,9 +1,14 @@
 """The transformer block of KAT."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+
+# The layer norms of ViTs, whose epsilon is not torch's default.
+layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class Block(nn.Module):
@@ -15,7 +20,7 @@ class Block(nn.Module):
     Args:
         embed_dims: channels.
         attn: module called with the normed tokens and the (h, w) of their map.
-        mlp: module called with the tokens and `norm`, the layer norm to apply to them first.
+        mlp: module called with the normed tokens; see `kat_mm.models.ffn`.
         layer_scale: initial scale of both branches (CaiT, arXiv 2103.17239, section 3); None
             for none.
         drop_path: probability of dropping each branch.
@@ -34,18 +39,25 @@ class Block(nn.Module):
         def scale() -> nn.Module:
             return nn.Identity() if layer_scale is None else LayerScale(embed_dims, layer_scale)
 
-        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.norm1 = layer_norm(embed_dims)
         self.attn = attn
         self.ls1 = scale()
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.norm2 = layer_norm(embed_dims)
         self.mlp = mlp
         self.ls2 = scale()
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid)))
-        return x + self.drop_path2(self.ls2(self.mlp(x, norm=self.norm2)))
+        return x + self.drop_path2(self.ls2(feed_forward(self.mlp, self.norm2, x)))
+
+
+def feed_forward(mlp: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Computes mlp(norm(x)); a layer that fuses the norm into a kernel of its own is given it."""
+    if getattr(mlp, 'fuses_norm', False):
+        return mlp(x, norm=norm)
+    return mlp(norm(x))
 
 
 class LayerScale(nn.Module):

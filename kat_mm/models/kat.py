@@ -1,48 +1,34 @@
-"""The Kolmogorov-Arnold Transformer as a backbone of OpenMMLab models."""
+"""The Kolmogorov-Arnold Transformer as a network that gives feature maps."""
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.softmax import ATTENTIONS
-from ..checks import check_int, check_number, check_probability
+from ..attention.plan import build_attentions, plan_attention
+from ..checks import check_bool, check_indices, check_int, check_probability
 from ..errors import ConfigError
-from ..rational.coefficients import Init
+from ..registry import PYRAMIDS, Config
 from .arguments import (
     check_image_size,
-    check_pyramid,
-    choose,
-    loads_pretrained,
     patch_grid,
-    pretrained_init,
-    sorted_indices,
+    read_patch,
+    read_pyramid,
+    refuse_moved_arguments,
 )
-from .block import Block
-from .ffn.gr_kan import GRKAN
-from .ffn.mlp import Mlp
+from .block import Block, layer_norm
+from .ffn import FFNS
 from .patch_embed import PatchEmbed
 from .pos_embed import adapt_pos_embed, resize_pos_embed
-from .pretrained import load_pretrained
-from .pyramid import SimplePyramid
+from .pretrained import adapt_weights
+from .sizes import read_arch
 
-# The sizes of KAT (arXiv 2409.10594, table 1); feedforward_channels is 4 * embed_dims.
-ARCHS: dict[str, dict[str, int]] = {
-    'tiny': {'embed_dims': 192, 'num_layers': 12, 'num_heads': 3},
-    'small': {'embed_dims': 384, 'num_layers': 12, 'num_heads': 6},
-    'base': {'embed_dims': 768, 'num_layers': 12, 'num_heads': 12},
-}
-PYRAMID_STRIDES = (4, 8, 16, 32)
+_logger = logging.getLogger(__name__)
 
 
-@MODELS.register_module()
-class KAT(BaseModule):
+class KAT(nn.Module):
     """Computes feature maps of images with a Kolmogorov-Arnold Transformer (arXiv 2409.10594).
 
     A plain vision transformer whose MLPs are GR-KAN layers. Keys are those of the published KAT
@@ -50,187 +36,144 @@ class KAT(BaseModule):
     strictly. Position embeddings of another grid are resized on loading, and for each input.
 
     Args:
-        arch: a name in `ARCHS`, or a dict of embed_dims, num_layers, num_heads and, if it is not
-            4 * embed_dims, feedforward_channels.
+        arch: a name in `ARCHS`, or a dict of `Arch`'s attributes: embed_dims, num_layers,
+            num_heads, and if need be feedforward_channels, cls_token, reg_tokens, pre_norm,
+            final_norm, layer_scale. dict(type='small', reg_tokens=4) is 'small' with registers.
+            Feature maps leave the class token and registers out. Windowed attention has no place
+            for them: then there are none, and loading drops those of a checkpoint with a warning.
         img_size: size in pixels that position embeddings are made for, one number or (H, W).
             Inputs may have any size.
-        patch_size: side of a patch in pixels, and stride of the map.
+        patch: side of a patch in pixels, the stride of the map; or dict(size=16, in_channels=3,
+            drop=0.0) with the channels of the images and the dropout of the embedded tokens.
+        attention: a name in `ATTENTIONS`, or a dict of its type and arguments. The dict may also
+            have window_size, the side in tokens of attention windows (0, the default, for none);
+            global_blocks, the blocks that attend globally, by default the last of each quarter,
+            (2, 5, 8, 11) of 12, as in ViTDet (arXiv 2203.16527, section 3); global_attention,
+            theirs where it is another one; and shared, True or the names of parts that all
+            windowed blocks share, and all global ones.
+        ffn: a name in `FFNS`, or a dict of its type and arguments, such as
+            dict(type='gr_kan', activation=dict(type='rational', num_groups=8)). 'mlp' makes the
+            twin that is a plain ViT.
+        pyramid: channels of levels at strides 4, 8, 16 and 32, computed from the last map; or
+            dict(type='simple', channels=..., strides=...) with strides of your own, each a
+            patch's size times a power of two. Strides may repeat, as those of dilated backbones
+            do: (4, 8, 8, 8). None for plain maps at the stride of the patches.
         out_indices: blocks whose maps are returned; with a pyramid, levels of it. Negative ones
             count from the end, and maps come in ascending order. By default the last block, or
             all levels. Blocks beyond the last one wanted do not run, and are frozen so that
             distributed training finds no unused parameter.
-        pyramid: channels of levels at the strides of pyramid_strides, computed from the last map
-            by `SimplePyramid`; None for plain maps.
-        ffn: 'gr_kan', or 'mlp' for the twin that is a plain ViT.
-        act_init: what the activations of the GR-KAN layers start as; see `GRKAN`.
-        num_groups: groups of these activations.
-        attention: kind of attention, a name in `ATTENTIONS`.
-        cls_token: keeps a class token in attention, as the published models do. Maps leave it
-            out. Windowed attention has none, so window_size > 0 overrules it; loading then drops
-            a checkpoint's class token and logs it.
-        reg_tokens: number of registers, further tokens in attention that maps leave out (arXiv
-            2309.16588); as the class token, they need global attention.
-        window_size: side in tokens of attention windows; 0 for global attention everywhere.
-        global_blocks: with windows, the blocks that attend globally. By default the last of each
-            quarter: (2, 5, 8, 11) of 12, as in ViTDet (arXiv 2203.16527, section 3).
-        rel_pos: adds decomposed relative positions to attention; see `relative_position_bias`.
         drop_path_rate: drop path probability of the last block; it grows linearly from 0.
         with_cp: recomputes blocks in the backward pass, which saves memory (gradient
             checkpointing).
-        frozen_stages: -1 freezes nothing, 0 the patch and position embeddings and the class
-            token, k also the first k blocks; the number of blocks also the final norm.
-        init_cfg: mm's initialisation config, such as
-            `dict(type='Pretrained', checkpoint=...)`, with prefix and activation if needed; see
-            `load_pretrained`.
-        pyramid_strides: strides of the pyramid's levels in pixels, one for each of its numbers of
-            channels. Each is patch_size times a power of two. They may repeat, as those of
-            dilated backbones do: (4, 8, 8, 8).
-        pretrained: the `model.pretrained` of a segmentor, which mmseg passes on to its backbone. A
-            path or a URL is short for an init_cfg. The name of a model zoo's weights is ignored
-            with a warning, so that a config needs no change but that of its backbone.
-        in_channels: channels of the images.
-        qkv_bias: learns a bias of queries, keys and values.
-        final_norm: applies a layer norm to the last block's map, as the published models do.
-            Maps of other blocks are not normed.
-        pre_norm: applies a layer norm to the embedded tokens, as CLIP does.
-        mimetic: initialises attention by `mimetic_init_`; otherwise as timm's ViT.
-        drop_rate: dropout probability of the embedded tokens and behind linear layers.
-        layer_scale: initial value of a learned scale of each branch; None for none.
+        frozen_stages: -1 freezes nothing, 0 the embeddings, k also the first k blocks; the number
+            of blocks also the final norm.
 
     Returns from forward:
         A tuple of maps [B, C, ceil(H / stride), ceil(W / stride)] of images [B, in_channels,
-        H, W]. The stride is patch_size, or that of the pyramid's level.
+        H, W]; attributes `out_channels` and `out_strides` tell those.
 
     Raises:
-        ValueError: for an unknown arch, ffn or attention, indices out of range, pyramid_strides
-            that do not fit pyramid or that the patch size cannot reach, channels that heads or
-            groups do not divide, numbers of the wrong kind or out of range, both pretrained and
-            init_cfg; in forward for images that are empty, not [B, in_channels, H, W], or smaller
-            than a patch or than windows are; on loading for position embeddings of other channels.
+        ConfigError: for values of the wrong kind or range, and for arguments of earlier versions,
+            with their new place; in forward for images that are empty, not [B, in_channels, H,
+            W], or smaller than a patch or than windows are; on loading for position embeddings
+            of other channels.
     """
+
+    fresh = ('pyramid',)  # the parts that no checkpoint of a backbone has
 
     def __init__(
         self,
         arch: str | dict = 'small',
         img_size: int | Sequence[int] = 224,
-        patch_size: int = 16,
+        patch: int | dict = 16,
+        attention: Config = 'softmax',
+        ffn: Config = 'gr_kan',
+        pyramid: Sequence[int] | dict | None = None,
         out_indices: int | Sequence[int] | None = None,
-        pyramid: Sequence[int] | None = None,
-        ffn: str = 'gr_kan',
-        act_init: Sequence[Init] = ('identity', 'swish'),
-        num_groups: int = 8,
-        attention: str = 'softmax',
-        cls_token: bool = True,
-        window_size: int = 0,
-        global_blocks: Sequence[int] | None = None,
-        rel_pos: bool = False,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         frozen_stages: int = -1,
-        init_cfg: dict | list[dict] | None = None,
-        *,
-        pyramid_strides: Sequence[int] = PYRAMID_STRIDES,
-        pretrained: str | None = None,
-        in_channels: int = 3,
-        qkv_bias: bool = True,
-        final_norm: bool = True,
-        reg_tokens: int = 0,
-        pre_norm: bool = False,
-        mimetic: bool = True,
-        drop_rate: float = 0.0,
-        layer_scale: float | None = None,
+        **moved,
     ):
-        init_cfg = pretrained_init(pretrained, init_cfg)
-        super().__init__(init_cfg)
-        sizes = arch_sizes(arch)
-        dims, depth = sizes['embed_dims'], sizes['num_layers']
-        self.embed_dims, self.num_layers = dims, depth
-        self.in_channels = check_int('in_channels', in_channels)
-        self.patch_size = patch_size
-        self.grid = patch_grid(img_size, patch_size)
-        self.with_cp = with_cp
+        super().__init__()
+        refuse_moved_arguments(moved)
+        self.arch = arch = read_arch(arch)
+        dims, depth = arch.embed_dims, arch.num_layers
+        patch = read_patch(patch)
+        plan = plan_attention(attention, depth)
+        self.grid = patch_grid(img_size, patch.size)
+        self.with_cp = check_bool('with_cp', with_cp)
         self.frozen_stages = check_int('frozen_stages', frozen_stages, -1, depth)
-        self.num_cls = int(cls_token and not window_size)
-        self.num_prefix = self.num_cls + (0 if window_size else reg_tokens)
-        check_pyramid(pyramid, pyramid_strides, PYRAMID_STRIDES)
-        check_int('window_size', window_size, 0)
-        check_probability('drop_rate', drop_rate)
-        check_probability('drop_path_rate', drop_path_rate)
-        if layer_scale is not None:
-            check_number('layer_scale', layer_scale)
-        if global_blocks is None:
-            global_blocks = {-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
-        global_blocks = sorted_indices('global_blocks', global_blocks, depth, 'blocks')
-        self.window_size = window_size if len(global_blocks) < depth else 0
+        self.window_size = plan.window_size
 
-        self.patch_embed = PatchEmbed(in_channels, dims, patch_size)
-        if self.num_cls:
+        self.patch_embed = PatchEmbed(patch.in_channels, dims, patch.size)
+        self.cls_token = self.reg_token = None
+        if arch.cls_token and not plan.window_size:
             self.cls_token = nn.Parameter(torch.empty(1, 1, dims))
-        if self.num_prefix > self.num_cls:
-            self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, dims))
+        if arch.reg_tokens and not plan.window_size:
+            self.reg_token = nn.Parameter(torch.empty(1, arch.reg_tokens, dims))
         positions = self.num_cls + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, positions, dims))
-        self.pos_drop = nn.Dropout(drop_rate)
-        self.norm_pre = nn.LayerNorm(dims, eps=1e-6) if pre_norm else nn.Identity()
+        self.pos_drop = nn.Dropout(patch.drop)
+        self.norm_pre = layer_norm(dims) if arch.pre_norm else nn.Identity()
 
-        # A pretrained model overwrites the attention weights: skip their costly decompositions.
-        mimetic = mimetic and not loads_pretrained(init_cfg)
-        attention = choose('attention', attention, ATTENTIONS)
-        ffns = {
-            'gr_kan': partial(GRKAN, num_groups=num_groups, act_init=act_init, add_identity=False),
-            'mlp': Mlp,
-        }
-        ffn = choose('ffn', ffn, ffns)
-        self.blocks = nn.ModuleList()
-        for i in range(depth):
-            window = 0 if i in global_blocks else window_size
-            attn = attention(
+        rate = check_probability('drop_path_rate', drop_path_rate)
+        self.blocks = nn.ModuleList(
+            Block(
                 dims,
-                sizes['num_heads'],
-                window_size=window,
-                rel_pos_size=((window, window) if window else self.grid) if rel_pos else None,
-                qkv_bias=qkv_bias,
-                drop=drop_rate,
-                mimetic=mimetic,
+                attn,
+                FFNS.build(ffn, dims, arch.feedforward_channels),
+                arch.layer_scale,
+                rate * i / max(depth - 1, 1),
             )
-            mlp = ffn(dims, sizes['feedforward_channels'], ffn_drop=drop_rate)
-            drop_path = drop_path_rate * i / max(depth - 1, 1)
-            self.blocks.append(Block(dims, attn, mlp, layer_scale, drop_path))
-        self.norm = nn.LayerNorm(dims, eps=1e-6) if final_norm else nn.Identity()
+            for i, attn in enumerate(build_attentions(plan, depth, dims, arch.num_heads, self.grid))
+        )
+        self.norm = layer_norm(dims) if arch.final_norm else nn.Identity()
 
         self.pyramid = None
         if pyramid is None:
-            self.out_indices = sorted_indices(
-                'out_indices', out_indices, depth, 'blocks', (depth - 1,)
-            )
+            self.out_indices = check_indices('out_indices', out_indices, depth, 'blocks', depth - 1)
             self.out_channels = (dims,) * len(self.out_indices)
-            self.out_strides = (patch_size,) * len(self.out_indices)
+            self.out_strides = (patch.size,) * len(self.out_indices)
             self.last_block = self.out_indices[-1]
         else:
-            levels = len(pyramid)
-            self.out_indices = sorted_indices(
-                'out_indices', out_indices, levels, 'pyramid levels', range(levels)
+            config, channels, strides = read_pyramid(pyramid)
+            levels = range(len(channels))
+            self.out_indices = check_indices(
+                'out_indices', out_indices, len(channels), 'pyramid levels', levels
             )
-            self.out_channels = tuple(pyramid[i] for i in self.out_indices)
+            self.out_channels = tuple(channels[i] for i in self.out_indices)
+            self.out_strides = tuple(strides[i] for i in self.out_indices)
             self.last_block = depth - 1
-            self.out_strides = tuple(pyramid_strides[i] for i in self.out_indices)
-            self.pyramid = SimplePyramid(dims, self.out_channels, patch_size, self.out_strides)
+            self.pyramid = PYRAMIDS.build(
+                config, dims, self.out_channels, patch.size, self.out_strides
+            )
         self._reset_embeddings()
         self._freeze()
 
+    @property
+    def embed_dims(self) -> int:
+        return self.arch.embed_dims
+
+    @property
+    def num_layers(self) -> int:
+        return self.arch.num_layers
+
+    @property
+    def num_cls(self) -> int:
+        """1 with a class token, otherwise 0."""
+        return int(self.cls_token is not None)
+
+    @property
+    def num_prefix(self) -> int:
+        """Number of tokens in front of those of the map."""
+        return self.num_cls + (0 if self.reg_token is None else self.reg_token.shape[1])
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         self._check(images)
-        x, grid = self.patch_embed(images)
-        pos_embed = resize_pos_embed(self.pos_embed, self.grid, grid, self.num_cls)
-        if self.num_cls:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        x = x + pos_embed
-        if self.num_prefix > self.num_cls:
-            registers = self.reg_token.expand(x.shape[0], -1, -1)
-            x = torch.cat([x[:, : self.num_cls], registers, x[:, self.num_cls :]], 1)
-        x = self.norm_pre(self.pos_drop(x))
+        x, grid = self.embed(images)
         maps = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[: self.last_block + 1]):
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, grid, use_reentrant=False)
             else:
@@ -240,27 +183,21 @@ class KAT(BaseModule):
             if i == self.last_block or (self.pyramid is None and i in self.out_indices):
                 tokens = x[:, self.num_prefix :].transpose(1, 2)
                 maps.append(tokens.unflatten(2, grid).contiguous())
-            if i == self.last_block:
-                break
         if self.pyramid is not None:
             return self.pyramid(maps, images.shape[-2:])
         return tuple(maps)
 
-    def init_weights(self) -> None:
-        """Initialises the weights as `init_cfg` says; Pretrained ones load strictly.
-
-        Raises:
-            DataError: for pretrained weights that cannot be read or do not fit.
-        """
-        init_cfg, loaded = self.init_cfg, self.is_init
-        configs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-        self.init_cfg = [config for config in configs if not loads_pretrained(config)]
-        super().init_weights()
-        self.init_cfg = init_cfg
-        for config in configs:
-            if loads_pretrained(config) and not loaded:
-                options = {key: config.get(key) for key in ('prefix', 'activation')}
-                load_pretrained(self, config['checkpoint'], **options)
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Computes the tokens [B, prefix + h * w, C] that the first block takes, and (h, w)."""
+        x, grid = self.patch_embed(images)
+        pos_embed = resize_pos_embed(self.pos_embed, self.grid, grid, self.num_cls)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
+        x = x + pos_embed
+        if self.reg_token is not None:
+            registers = self.reg_token.expand(x.shape[0], -1, -1)
+            x = torch.cat([x[:, : self.num_cls], registers, x[:, self.num_cls :]], 1)
+        return self.norm_pre(self.pos_drop(x)), grid
 
     def train(self, mode: bool = True) -> 'KAT':
         """Sets training mode, in which what frozen_stages freezes stays in evaluation mode."""
@@ -288,6 +225,23 @@ class KAT(BaseModule):
                 depth = int(rest.partition('.')[0]) + 1
         return depth, self.num_layers + 2
 
+    def adapt_checkpoint(
+        self, content: object, source: str = 'the checkpoint', activation: str | None = None
+    ) -> dict[str, Tensor]:
+        """Returns weights of a KAT or a ViT with the keys and shapes of this network.
+
+        See `kat_mm.models.pretrained.adapt_weights`.
+        """
+        return adapt_weights(self, content, source, activation)
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Checks that images of a size in pixels have a patch, and a map as large as a window.
+
+        Raises:
+            ConfigError: for images that are smaller.
+        """
+        check_image_size(height, width, self.patch_embed.patch_size, self.window_size)
+
     @torch.no_grad()
     def _reset_embeddings(self) -> None:
         """Draws the embeddings as timm's ViT does; the patch projection keeps torch's default."""
@@ -297,7 +251,7 @@ class KAT(BaseModule):
 
     def _tokens(self) -> list[nn.Parameter]:
         """Returns the class token and the registers, if there are any."""
-        return [getattr(self, name) for name in ('cls_token', 'reg_token') if hasattr(self, name)]
+        return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
@@ -315,20 +269,22 @@ class KAT(BaseModule):
         if self.frozen_stages >= 0:
             frozen += [self.pos_embed, *self._tokens()]
         if self.last_block < self.num_layers - 1:
-            frozen += [*self.blocks[self.last_block + 1 :].parameters(), *self.norm.parameters()]
+            kept = set(self.blocks[: self.last_block + 1].parameters())  # blocks may share some
+            unused = [*self.blocks[self.last_block + 1 :].parameters(), *self.norm.parameters()]
+            frozen += [parameter for parameter in unused if parameter not in kept]
         for parameter in frozen:
             parameter.requires_grad = False
 
     def _check(self, images: Tensor) -> None:
-        shape = tuple(images.shape)
-        if len(shape) != 4 or shape[1] != self.in_channels:
-            raise ValueError(
-                f'KAT: images must be [B, {self.in_channels}, H, W], got {shape}; '
-                'in_channels sets the number of channels'
+        shape, channels = tuple(images.shape), self.patch_embed.proj.in_channels
+        if len(shape) != 4 or shape[1] != channels:
+            raise ConfigError(
+                f'KAT: images must be [B, {channels}, H, W], got {shape}; '
+                'patch=dict(in_channels=...) sets the number of channels'
             )
         if 0 in shape:
-            raise ValueError(f'KAT: images are empty, got {shape}')
-        check_image_size(*shape[2:], self.patch_size, self.window_size)
+            raise ConfigError(f'KAT: images are empty, got {shape}')
+        self.check_image_size(*shape[2:])
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Fits the class token and position embeddings of a checkpoint to this model first."""
@@ -344,31 +300,8 @@ class KAT(BaseModule):
                 )
             adapted = adapt_pos_embed(pos_embed, has_cls_token, self.grid, self.num_cls)
             state_dict[pos_key] = adapted
-            print_log(f'{pos_key}: adapted, as the checkpoint has {shapes}', 'current')
-        if has_cls_token and not self.num_cls:
+            _logger.info('%s: adapted, as the checkpoint has %s', pos_key, shapes)
+        if has_cls_token and self.cls_token is None:
             state_dict.pop(cls_key)
-            print_log(
-                f'{cls_key}: dropped, as this model has no class token', 'current', logging.WARNING
-            )
+            _logger.warning('%s: dropped, as this model has no class token', cls_key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def arch_sizes(arch: str | dict) -> dict[str, int]:
-    """Returns the sizes of an arch, all four of them."""
-    required = ('embed_dims', 'num_layers', 'num_heads')
-    if not isinstance(arch, dict):
-        if not isinstance(arch, str) or arch not in ARCHS:
-            raise ConfigError(
-                f'unknown arch {arch!r}; known: {", ".join(ARCHS)}, or a dict of '
-                f'{", ".join(required)}'
-            )
-        arch = ARCHS[arch]
-    unknown = set(arch) - {*required, 'feedforward_channels'}
-    missing = [key for key in required if key not in arch]
-    if missing or unknown:
-        raise ConfigError(
-            f'arch {dict(arch)} must have {", ".join(required)} and may have '
-            f'feedforward_channels; missing: {missing}, unknown: {sorted(unknown)}'
-        )
-    sizes = {key: check_int(f'arch.{key}', value) for key, value in arch.items()}
-    return {'feedforward_channels': 4 * sizes['embed_dims'], **sizes}

@@ -1,13 +1,13 @@
-"""Loads weights into the backbone: all of them, or an error; what has no place is listed."""
+"""Weights for the network: all of them fit, or it is an error; what has no place is listed."""
 
+import logging
 import re
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..rational import published_state_dict
+from ..rational import GroupRational, published_state_dict
 from ..weights.activation_fits import INTERVAL
 from ..weights.layout import left_out, to_kat_keys, weights_of
 from ..weights.reading import read_checkpoint
@@ -21,22 +21,22 @@ from ..weights.vit import (
     vision_part,
     vit_to_kat,
 )
-from .ffn.gr_kan import GRKAN
 from .pos_embed import adapt_pos_embed
+from .protocol import Backbone
+
+_logger = logging.getLogger(__name__)
 
 # What a classifier has besides the backbone, and the class token, which is for the user to choose.
 UNUSED = re.compile(r'(head|norm|fc_norm|cls_token)\b')
-# What dense prediction adds to a classifier, and is drawn anew.
-ADDED = re.compile(r'pyramid\.|blocks\.\d+\.attn\.rel_pos_')
 
 
 def load_pretrained(
-    model: nn.Module, source: str, prefix: str | None = None, activation: str | None = None
+    model: Backbone, source: str, prefix: str | None = None, activation: str | None = None
 ) -> None:
-    """Loads weights of a KAT or ViT into the backbone `model`, as `fit_weights` makes them fit.
+    """Loads weights into a backbone, after its `adapt_checkpoint` has made them fit.
 
     Args:
-        model: a `KAT`.
+        model: the backbone.
         source: a file, a URL or the id of a Hugging Face repository, as in `read_checkpoint`.
         prefix: takes the keys behind it alone, such as 'backbone.'.
         activation: that of a ViT, 'gelu' or 'quick_gelu'; by default GELU, and for CLIP OpenAI's
@@ -54,10 +54,11 @@ def load_pretrained(
         content = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
         if not content:
             raise DataError(f'{name} has no keys that start with {start!r}')
-    model.load_state_dict(fit_weights(model, content, name, activation), strict=False)
+    options = {} if activation is None else {'activation': activation}
+    model.load_state_dict(model.adapt_checkpoint(content, name, **options), strict=False)
 
 
-def fit_weights(
+def adapt_weights(
     model: nn.Module, content: object, source: str, activation: str | None = None
 ) -> dict[str, Tensor]:
     """Returns the weights of a KAT or ViT that a file held, with the keys and shapes of `model`.
@@ -78,14 +79,15 @@ def fit_weights(
     taken = vision_part(to_kat_keys(content, source))
     weights = to_timm_keys(taken)
     check_parts(weights)
-    if is_vit(weights) and isinstance(model.blocks[0].mlp, GRKAN):
+    act1 = getattr(model.blocks[0].mlp, 'act1', None)
+    if is_vit(weights) and isinstance(act1, GroupRational):
         activation = activation or activation_of(weights)
         fit = activation_fit(activation)
-        weights = vit_to_kat(weights, fit, model.blocks[0].mlp.act1.num_groups)
-        message = (
-            f'act2 is {activation}, fitted to {fit.error:.2g} on [-{INTERVAL:g}, {INTERVAL:g}]'
+        weights = vit_to_kat(weights, fit, act1.num_groups)
+        _logger.info(
+            '%s is a ViT, made a KAT: act2 is %s, fitted to %.2g on [-%g, %g]',
+            *(source, activation, fit.error, INTERVAL, INTERVAL),
         )
-        print_log(f'{source} is a ViT, made a KAT: {message}', 'current')
     if 'norm_pre.weight' in weights:  # CLIP's patch projection has no bias
         weights.setdefault('patch_embed.proj.bias', torch.zeros(model.embed_dims))
     own = model.state_dict()
@@ -93,18 +95,18 @@ def fit_weights(
     check_fit(model, weights, source)
     drawn = [key for key in own if key not in weights]
     unused = left_out(content, taken) + [key for key in weights if key not in own]
-    print_log(f'loaded {len(own) - len(drawn)} tensors of {source}', 'current')
+    _logger.info('loaded %d tensors of %s', len(own) - len(drawn), source)
     if drawn:
-        print_log(f'not in {source}, so drawn anew: {", ".join(drawn)}', 'current')
+        _logger.info('not in %s, so drawn anew: %s', source, ', '.join(drawn))
     if unused:
-        message = f'in {source}, but not in the backbone, so not used: {", ".join(unused)}'
-        print_log(message, 'current')
+        listed = ', '.join(unused)
+        _logger.info('in %s, but not in the backbone, so not used: %s', source, listed)
     # By the class token the model tells which position embeddings belong to a grid.
     return {key: value for key, value in weights.items() if key in own or key == 'cls_token'}
 
 
 def check_fit(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Checks that weights have the keys and shapes of the backbone `model`.
+    """Checks that weights have the keys and shapes of the network `model`.
 
     Raises:
         DataError: if not; it names the first keys, and both shapes of what differs in shape.
@@ -119,15 +121,23 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], source: str) -> None
     surplus = [key for key in weights if key not in own and not UNUSED.match(key)]
     if model.window_size:  # windows have no place for registers
         surplus = [key for key in surplus if key != 'reg_token']
-    missing = [key for key in own if key not in weights and not ADDED.match(key)]
+    missing = [key for key in own if key not in weights and not _is_fresh(model, key)]
     problems += [f'the model has no {key}' for key in surplus]
     problems += [f'the checkpoint has no {key}' for key in missing]
     if problems:
         raise DataError(
-            f'{source} is of another architecture: {_few(problems)}. Set arch, patch_size and the '
+            f'{source} is of another architecture: {_few(problems)}. Set arch, patch and the '
             'other arguments of the backbone to those of the checkpoint'
         )
     adapt_pos_embed(weights['pos_embed'], 'cls_token' in weights, model.grid, model.num_cls)
+
+
+def _is_fresh(model: nn.Module, key: str) -> bool:
+    """Tells whether a key is of what dense prediction adds to a classifier, and is drawn anew."""
+    part, *rest = key.split('.')
+    if part == 'blocks' and rest[1] == 'attn':
+        return rest[2] in model.blocks[int(rest[0])].attn.fresh
+    return part in model.fresh
 
 
 def _fit(key: str, shape: torch.Size, own: torch.Size) -> bool:
@@ -144,7 +154,7 @@ def _resample_patches(weights: dict[str, Tensor], own: torch.Size) -> None:
         return
     old = tuple(weights[key].shape[2:])
     if resample_patches(weights, own[2:]):
-        print_log(f'{key}: resampled from {old} to {tuple(own[2:])} pixels', 'current')
+        _logger.info('%s: resampled from %s to %s pixels', key, old, tuple(own[2:]))
 
 
 def _few(items: list[str], count: int = 3) -> str:

@@ -14,6 +14,9 @@ class Backbone(Protocol):
     Attributes:
         out_channels: channels of each of its feature maps.
         out_strides: their strides in pixels.
+
+    It may also have `fresh`, the names of its parts that no checkpoint of it has, and that thus
+    learn at the rate of a head.
     """
 
     out_channels: tuple[int, ...]

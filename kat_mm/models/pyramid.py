@@ -1,6 +1,6 @@
 """The simple feature pyramid: maps of several strides from the one map of a plain backbone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -9,15 +9,29 @@ from torch.autograd import Function
 from ..arithmetic import ceil_div
 from ..checks import check_int, check_ints
 from ..errors import ConfigError
+from ..registry import PYRAMIDS
+
+Norm = Callable[[int], nn.Module]
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """Normalises the channels of x [B, C, H, W] at each position."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-6, **kwargs):
+        super().__init__(num_channels, eps, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@PYRAMIDS.register('simple')
 class SimplePyramid(nn.Module):
     """Computes maps at several strides, each from the last map of a backbone alone.
 
     A level at a finer stride is upsampled by a 2 x 2 deconvolution for each factor of two, which
     halves the channels, with norm and GELU between two of them; one at a coarser stride is
     max-pooled. Then come a 1 x 1 and a 3 x 3 convolution, each with a norm (ViTDet,
-    arXiv 2203.16527, section 3). As an mm neck it takes the maps of a backbone.
+    arXiv 2203.16527, section 3).
 
     Args:
         in_channels: channels of the map.
@@ -27,8 +41,8 @@ class SimplePyramid(nn.Module):
             4 = 16 / 4. They may repeat.
         num_outs: number of maps returned. Those beyond the strides subsample the last level by
             2 each, as Mask R-CNN's anchors need. By default as many as strides.
-        norm_cfg: norm behind convolutions: 'LN2d' is a layer norm over channels; any other type
-            is built by mmcv; None for none.
+        norm: makes the norm behind a convolution from its number of channels; None for no norms,
+            and then convolutions have biases.
 
     Returns from forward:
         A tuple of maps [B, out_channels, ceil(n * in_stride / stride), ...] where the input has
@@ -37,7 +51,7 @@ class SimplePyramid(nn.Module):
 
     Raises:
         ConfigError: for a stride that cannot be reached, numbers of channels that do not fit the
-            strides, num_outs below their number, or a norm_cfg without a type.
+            strides, or num_outs below their number.
     """
 
     def __init__(
@@ -47,7 +61,7 @@ class SimplePyramid(nn.Module):
         in_stride: int = 16,
         strides: Sequence[int] = (4, 8, 16, 32),
         num_outs: int | None = None,
-        norm_cfg: dict | None = {'type': 'LN2d'},  # noqa: B006, never written to
+        norm: Norm | None = LayerNorm2d,
     ):
         super().__init__()
         strides = check_ints('strides', strides)
@@ -75,7 +89,7 @@ class SimplePyramid(nn.Module):
         for i, (stride, width) in enumerate(zip(strides, channels, strict=True)):
             repeats = strides[:i].count(stride)
             name = f'stride{stride}_{repeats + 1}' if repeats else f'stride{stride}'
-            self.levels[name] = _level(in_channels, width, in_stride, stride, norm_cfg)
+            self.levels[name] = _level(in_channels, width, in_stride, stride, norm)
 
     def forward(
         self, inputs: Tensor | Sequence[Tensor], image_size: tuple[int, int] | None = None
@@ -113,15 +127,8 @@ class _AllLevels(Function):
         return gradients  # autograd has made those missing into zeros
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """Normalises the channels of x [B, C, H, W] at each position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 def _level(
-    in_channels: int, out_channels: int, in_stride: int, stride: int, norm_cfg: dict | None
+    in_channels: int, out_channels: int, in_stride: int, stride: int, norm: Norm | None
 ) -> nn.Sequential:
     fine, coarse = max(in_stride // stride, 1), max(stride // in_stride, 1)
     if fine * stride != coarse * in_stride or (fine * coarse) & (fine * coarse - 1):
@@ -140,31 +147,21 @@ def _level(
     channels = in_channels
     for i in range(halvings):
         if i:
-            layers += [*_norm(norm_cfg, channels), nn.GELU()]
+            layers += [*_norm(norm, channels), nn.GELU()]
         layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
         channels //= 2
     if coarse > 1:
         # ceil_mode: a map of odd size keeps its last row and column.
         layers.append(nn.MaxPool2d(coarse, coarse, ceil_mode=True))
-    bias = norm_cfg is None
+    bias = norm is None
     layers += [
         nn.Conv2d(channels, out_channels, 1, bias=bias),
-        *_norm(norm_cfg, out_channels),
+        *_norm(norm, out_channels),
         nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
-        *_norm(norm_cfg, out_channels),
+        *_norm(norm, out_channels),
     ]
     return nn.Sequential(*layers)
 
 
-def _norm(norm_cfg: dict | None, channels: int) -> list[nn.Module]:
-    if norm_cfg is None:
-        return []
-    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
-        raise ConfigError(f"norm_cfg={norm_cfg!r} must be a dict with a type, such as 'LN2d'")
-    if norm_cfg['type'] == 'LN2d':
-        options = {'eps': 1e-6, **norm_cfg}
-        options.pop('type')
-        return [LayerNorm2d(channels, **options)]
-    from mmcv.cnn import build_norm_layer  # only where a config asks for a norm of mmcv
-
-    return [build_norm_layer(norm_cfg, channels)[1]]
+def _norm(norm: Norm | None, channels: int) -> list[nn.Module]:
+    return [] if norm is None else [norm(channels)]

@@ -13,7 +13,9 @@ from ..attention.mimetic import mimetic_init_
 from ..errors import DataError
 from ..weights.layout import left_out, rename_coefficients, to_kat_keys
 from ..weights.reading import read_checkpoint, unreachable
+from .block import feed_forward
 from .ffn.gr_kan import GRKAN
+from .sizes import ARCHS
 
 __all__ = []  # timm's registry adds the models
 _logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class KATBlock(Block):
 
     def forward(self, x: Tensor, **attention) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **attention)))
-        return x + self.drop_path2(self.ls2(self.mlp(x, norm=self.norm2)))
+        return x + self.drop_path2(self.ls2(feed_forward(self.mlp, self.norm2, x)))
 
 
 class KATTransformer(VisionTransformer):
@@ -53,7 +55,7 @@ class KATTransformer(VisionTransformer):
 
 def _mlp(in_features: int, hidden_features: int, drop: float = 0.0, device=None, dtype=None, **_):
     """Builds a GR-KAN layer from what timm's blocks give a layer of theirs."""
-    layer = GRKAN(in_features, hidden_features, ffn_drop=drop, add_identity=False)
+    layer = GRKAN(in_features, hidden_features, drop=drop)
     return layer.to(device=device, dtype=dtype)
 
 
@@ -112,28 +114,31 @@ def _weights(name: str) -> dict:
 default_cfgs = generate_default_cfgs(
     {
         tag: _weights(tag)
-        for size in ('tiny', 'small', 'base')
+        for size in ARCHS
         for tag in (f'kat_{size}_patch16_224', f'kat_{size}_patch16_224.vitft')
     }
 )
 
 
+def _sizes(arch: str) -> dict:
+    """Returns a row of `ARCHS` by timm's names."""
+    row = ARCHS[arch]
+    return dict(embed_dim=row['embed_dims'], depth=row['num_layers'], num_heads=row['num_heads'])
+
+
 @register_model
 def kat_tiny_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
     """KAT-T: 5.7 M parameters."""
-    sizes = dict(embed_dim=192, depth=12, num_heads=3)
-    return _create('kat_tiny_patch16_224', pretrained, **{**sizes, **kwargs})
+    return _create('kat_tiny_patch16_224', pretrained, **{**_sizes('tiny'), **kwargs})
 
 
 @register_model
 def kat_small_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
     """KAT-S: 22.1 M parameters."""
-    sizes = dict(embed_dim=384, depth=12, num_heads=6)
-    return _create('kat_small_patch16_224', pretrained, **{**sizes, **kwargs})
+    return _create('kat_small_patch16_224', pretrained, **{**_sizes('small'), **kwargs})
 
 
 @register_model
 def kat_base_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
     """KAT-B: 86.6 M parameters."""
-    sizes = dict(embed_dim=768, depth=12, num_heads=12)
-    return _create('kat_base_patch16_224', pretrained, **{**sizes, **kwargs})
+    return _create('kat_base_patch16_224', pretrained, **{**_sizes('base'), **kwargs})

@@ -11,24 +11,19 @@ from . import compat
 
 compat.install()
 
-from mmengine.registry import MODELS  # noqa: E402
-
-from ..models.ffn.gr_kan import GRKAN  # noqa: E402
-from ..models.kat import KAT  # noqa: E402
-from ..models.pyramid import LayerNorm2d, SimplePyramid  # noqa: E402
-from ..rational import GroupRational  # noqa: E402
+from .backbone import KAT  # noqa: E402
+from .core_log import forward_core_log  # noqa: E402
 from .hooks.checkpoint import SafeCheckpointHook, latest_checkpoint  # noqa: E402
 from .hooks.epoch_seed import EpochSeedHook  # noqa: E402
 from .hooks.finite_loss import FiniteLossHook  # noqa: E402
 from .hooks.log_processor import MemoryLogProcessor  # noqa: E402
+from .layers import GRKAN  # noqa: E402
+from .necks import RescalingFPN, SimplePyramid  # noqa: E402
 from .optimizer import KATOptimWrapperConstructor  # noqa: E402
 
+forward_core_log()
 if find_spec('mmcv'):
     from . import loading  # noqa: F401
-for _module in (GroupRational, GRKAN, SimplePyramid):
-    MODELS.register_module(module=_module)
-# The name that pyramids and heads of OpenMMLab know it by, in norm_cfg.
-MODELS.register_module('LN2d', module=LayerNorm2d)
 
 
 def _register_for_mmdet(_) -> None:
@@ -38,11 +33,14 @@ def _register_for_mmdet(_) -> None:
 when_imported('mmdet.models', _register_for_mmdet)
 
 __all__ = [
+    'GRKAN',
     'KAT',
     'EpochSeedHook',
     'FiniteLossHook',
     'KATOptimWrapperConstructor',
     'MemoryLogProcessor',
+    'RescalingFPN',
     'SafeCheckpointHook',
+    'SimplePyramid',
     'latest_checkpoint',
 ]

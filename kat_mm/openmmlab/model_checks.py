@@ -5,15 +5,15 @@ from mmengine.model import BaseDataPreprocessor
 from torch import nn
 
 from ..errors import ConfigError, UserError, one_line
-from ..models.arguments import check_image_size
-from ..models.kat import KAT
+from ..models.protocol import Backbone
 from ..modes import evaluating
 
 
 def check_model(model: nn.Module) -> None:
-    """Checks that KAT takes the images, and that what follows takes its maps.
+    """Checks that the backbone takes the images, and that what follows takes its maps.
 
-    Sizes of images are known where the data preprocessor makes all of one size.
+    Sizes of images are known where the data preprocessor makes all of one size. Backbones that do
+    not have the members of `kat_mm.models.protocol.Backbone` are not checked.
 
     Raises:
         ConfigError: names what does not fit, with the numbers on both sides.
@@ -22,10 +22,10 @@ def check_model(model: nn.Module) -> None:
     sizes = [getattr(m, 'size', None) for m in modules if isinstance(m, BaseDataPreprocessor)]
     for owner in modules:
         backbone = getattr(owner, 'backbone', None)
-        if not isinstance(backbone, KAT):
+        if not isinstance(backbone, Backbone):
             continue
         for size in filter(None, sizes):
-            check_image_size(*size, backbone.patch_size, backbone.window_size)
+            backbone.check_image_size(*size)
         if isinstance(neck := getattr(owner, 'neck', None), nn.Module):
             _check_neck(neck, backbone)
         else:
@@ -36,7 +36,7 @@ def check_model(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _check_neck(neck: nn.Module, backbone: KAT) -> None:
+def _check_neck(neck: nn.Module, backbone: Backbone) -> None:
     """Runs the neck on small maps like the backbone's."""
     like = next(neck.parameters(), torch.empty(0))
     image = 8 * max(backbone.out_strides)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..checks import check_number
 from ..errors import ConfigError
-from ..models.kat import KAT
+from ..models.protocol import Backbone
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 # Parameters that hold positions or a token, by the names that backbones of OpenMMLab give them.
@@ -42,12 +42,13 @@ OPTIONS = (
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Builds an optimizer whose learning rate decays from the last KAT block to the first.
+    """Builds an optimizer whose learning rate decays from a backbone's last block to the first.
 
     The learning rate of block i of n is multiplied by rate^(n - i), that of the embeddings by
     rate^(n + 1); all else, such as necks and heads, keeps the base rate (BEiT, arXiv 2106.08254,
-    appendix; ViTDet, arXiv 2203.16527, appendix). The KAT is found wherever it is in the model;
-    without one, every rate is the base rate.
+    appendix; ViTDet, arXiv 2203.16527, appendix). KAT, or any backbone with the members of
+    `kat_mm.models.protocol.Backbone`, is found wherever it is in the model; without one, every
+    rate is the base rate. Where blocks share a parameter, the last of them counts.
 
     Weight decay leaves out rational coefficients, norms, biases and other vectors, position
     embeddings and class tokens. Parameters that need no gradient are left out altogether.
@@ -62,9 +63,9 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             custom_keys: as in mmengine, {part of a name: dict(lr_mult=..., decay_mult=...)}, the
                 longest part that fits a parameter's name. Here they multiply what the rules
                 above give, so that `backbone` with decay_mult=1 still leaves norms undecayed.
-                Keys that name the backbone leave its pyramid alone, which no checkpoint of the
-                backbone has and which thus learns at the rate of a head; `backbone.pyramid`
-                reaches it.
+                Keys that name the backbone leave its pyramid (what it lists as `fresh`) alone,
+                which no checkpoint of the backbone has and which thus learns at the rate of a
+                head; `backbone.pyramid` reaches it.
             norm_decay_mult, bias_decay_mult: multiples of the weight decay of norms and of
                 biases; 0 by default.
             bias_lr_mult: multiple of the learning rate of biases outside norms.
@@ -104,32 +105,38 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Appends the parameter groups of a whole model, one for each pair of multiples."""
-        kats = {name: m for name, m in module.named_modules() if isinstance(m, KAT)}
-        if not kats and self.paramwise_cfg['layer_decay_rate'] != 1:
+        # mmpretrain's backbones tell depths too, if nothing else of the protocol.
+        backbones = {n: m for n, m in module.named_modules() if hasattr(m, 'get_layer_depth')}
+        if not backbones and self.paramwise_cfg['layer_decay_rate'] != 1:
             print_log(
-                'layer_decay_rate has no effect: the model has no KAT backbone',
+                'layer_decay_rate has no effect: the model has no backbone that tells the depth of '
+                'its parameters, as KAT does',
                 'current',
                 logging.WARNING,
             )
-        pyramids = {kat.pyramid for kat in kats.values()} - {None}
-        self._fresh = {parameter for m in pyramids for parameter in m.parameters()}
+        self._fresh = {
+            parameter: name
+            for backbone in backbones.values()
+            for name in getattr(backbone, 'fresh', ())
+            if isinstance(part := getattr(backbone, name), nn.Module)
+            for parameter in part.parameters()
+        }
         groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
-        seen = set()
-        for owner_name, owner in module.named_modules():
-            for name, parameter in owner.named_parameters(owner_name, recurse=False):
-                if parameter.requires_grad and parameter not in seen:
-                    seen.add(parameter)
-                    lr_mult = self._layer_scale(name, kats)
-                    mults = self._adjust(name, owner, parameter, lr_mult)
-                    groups.setdefault(mults, []).append((name, parameter))
+        for parameter, names in _names(module).items():
+            if parameter.requires_grad:
+                # One that several blocks share learns as in the last of them.
+                lr_mult = max(self._layer_scale(name, backbones) for name, _ in names)
+                name, owner = names[0]
+                mults = self._adjust(name, owner, parameter, lr_mult)
+                groups.setdefault(mults, []).append((name, parameter))
         for mults, named in sorted(groups.items()):
             params.append(self._group(*mults, named))
 
-    def _layer_scale(self, name: str, kats: dict[str, KAT]) -> float:
-        for prefix, kat in kats.items():
+    def _layer_scale(self, name: str, backbones: dict[str, Backbone]) -> float:
+        for prefix, backbone in backbones.items():
             prefix = prefix and prefix + '.'
             if name.startswith(prefix):
-                depth, depths = kat.get_layer_depth(name, prefix)
+                depth, depths = backbone.get_layer_depth(name, prefix)
                 return self.paramwise_cfg['layer_decay_rate'] ** (depths - 1 - depth)
         return 1.0
 
@@ -148,10 +155,11 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         elif last in POSITIONS or parameter.ndim <= 1:  # flat: norms, rational coefficients
             decay_mult = 0.0
         custom = options.get('custom_keys', {})
-        inside = name.partition('pyramid.')[2]
+        part = self._fresh.get(parameter)
+        inside = name.partition(f'{part}.')[2]
         for key in sorted(sorted(custom), key=len, reverse=True):
-            # A key that fits only the path to a pyramid means the backbone, not the pyramid.
-            if key in (name if 'pyramid' in key or parameter not in self._fresh else inside):
+            # A key that fits only the path to a fresh part means the backbone, not that part.
+            if key in (name if part is None or part in key else inside):
                 lr_mult *= custom[key].get('lr_mult', 1.0)
                 decay_mult *= custom[key].get('decay_mult', 1.0)
                 break
@@ -182,3 +190,12 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             'current',
         )
         return group
+
+
+def _names(module: nn.Module) -> dict[nn.Parameter, list[tuple[str, nn.Module]]]:
+    """Returns each parameter with all of its names, as (name, module that it belongs to)."""
+    names: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for name, parameter in owner.named_parameters(path, recurse=False):
+            names.setdefault(parameter, []).append((name, owner))
+    return names

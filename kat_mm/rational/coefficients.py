@@ -109,7 +109,7 @@ def variance_gain(function: Callable[[torch.Tensor], torch.Tensor]) -> float:
     """
     z = torch.linspace(-12, 12, 24_001, dtype=torch.float64, device='cpu')
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    squares = function(z).double().square().view(len(z), -1).mean(1)
+    squares = function(z).to(z).square().view(len(z), -1).mean(1)
     mean_square = (squares * density).sum().mul(24 / 24_000).item()
     if not mean_square:
         raise ConfigError('an activation that is zero everywhere has no variance gain')

@@ -1,16 +1,17 @@
-"""Attention: windows, relative positions and the mimetic start."""
+"""Softmax attention: windows, relative positions and the mimetic start."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kat_mm.attention.softmax import Attention
+from kat_mm.attention.softmax import SoftmaxAttention
 
 
-def attention(**kwargs):
+def attention(window_size=0, grid=None, **kwargs):
     torch.manual_seed(0)
-    layer = Attention(16, 2, **kwargs).eval()
+    grid = grid or (window_size or 3, window_size or 5)
+    layer = SoftmaxAttention(16, 2, grid, window_size, **kwargs).eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -64,8 +65,7 @@ def naive(layer, x, grid):
 @pytest.mark.parametrize('window_size', [0, 2, 3])
 @pytest.mark.parametrize('rel_pos', [False, True])
 def test_equals_the_naive_loop(window_size, rel_pos):
-    size = (window_size, window_size) if window_size else (3, 5)
-    layer = attention(window_size=window_size, rel_pos_size=size if rel_pos else None)
+    layer = attention(window_size, rel_pos=rel_pos)
     grids = [(3, 5), (4, 2)]
     for grid in grids:
         prefix = 0 if window_size else 1
@@ -82,7 +82,7 @@ def test_equals_the_naive_loop(window_size, rel_pos):
     rel_pos=st.booleans(),
 )
 def test_windows_equal_global_attention_masked_to_windows(height, width, window_size, rel_pos):
-    layer = attention(window_size=window_size, rel_pos_size=(window_size,) * 2 if rel_pos else None)
+    layer = attention(window_size, rel_pos=rel_pos)
     x = torch.randn(1, height * width, 16)
     with torch.no_grad():
         y = layer(x, (height, width)).unflatten(1, (height, width))
@@ -101,8 +101,8 @@ def test_windows_equal_global_attention_masked_to_windows(height, width, window_
 
 @pytest.mark.parametrize('rel_pos', [False, True])
 def test_a_window_as_large_as_the_map_is_global_attention(rel_pos):
-    local = attention(window_size=7, rel_pos_size=(7, 7) if rel_pos else None)
-    everywhere = attention(rel_pos_size=(7, 7) if rel_pos else None)
+    local = attention(7, rel_pos=rel_pos)
+    everywhere = attention(grid=(7, 7), rel_pos=rel_pos)
     everywhere.load_state_dict(local.state_dict())
     x = torch.randn(2, 49, 16)
     torch.testing.assert_close(local(x, (7, 7)), everywhere(x, (7, 7)))
@@ -111,8 +111,8 @@ def test_a_window_as_large_as_the_map_is_global_attention(rel_pos):
 
 
 def test_relative_positions_start_without_effect_and_learn():
-    with_positions = Attention(16, 2, window_size=3, rel_pos_size=(3, 3))
-    without = Attention(16, 2, window_size=3)
+    with_positions = SoftmaxAttention(16, 2, (3, 3), 3, rel_pos=True)
+    without = SoftmaxAttention(16, 2, (3, 3), 3)
     without.load_state_dict(with_positions.state_dict(), strict=False)
     x = torch.randn(1, 30, 16)
     y = with_positions(x, (5, 6))
@@ -123,7 +123,7 @@ def test_relative_positions_start_without_effect_and_learn():
 
 
 def test_a_window_larger_than_its_relative_positions_is_an_error():
-    layer = Attention(16, 2, window_size=4, rel_pos_size=(2, 2))
+    layer = SoftmaxAttention(16, 2, (2, 2), 4, rel_pos=True)
     with pytest.raises(ValueError, match='3 distances cannot serve a window of size 4'):
         layer(torch.randn(1, 16, 16), (4, 4))
 
@@ -131,7 +131,7 @@ def test_a_window_larger_than_its_relative_positions_is_an_error():
 @pytest.mark.parametrize(('dims', 'heads'), [(192, 3), (384, 6)])
 def test_mimetic_products_look_like_those_of_trained_models(dims, heads):
     torch.manual_seed(0)
-    layer = Attention(dims, heads)
+    layer = SoftmaxAttention(dims, heads, (4, 4))
     w_q, w_k, w_v = (w.T for w in layer.qkv.weight.detach().view(3, dims, dims))
     head_dims = dims // heads
 
@@ -158,7 +158,7 @@ def test_mimetic_products_look_like_those_of_trained_models(dims, heads):
 
 def test_mimetic_query_key_product_is_the_best_low_rank_approximation():
     torch.manual_seed(0)
-    layer = Attention(48, 3)
+    layer = SoftmaxAttention(48, 3, (4, 4))
     torch.manual_seed(0)
     layer.reset_parameters()
     torch.manual_seed(0)
@@ -173,11 +173,11 @@ def test_mimetic_query_key_product_is_the_best_low_rank_approximation():
 
 def test_without_mimetic_weights_are_those_of_a_vit():
     torch.manual_seed(0)
-    layer = Attention(192, 3, mimetic=False)
+    layer = SoftmaxAttention(192, 3, (4, 4), mimetic=False)
     assert layer.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert layer.proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 def test_heads_must_divide_channels():
     with pytest.raises(ValueError, match='num_heads=3 does not divide embed_dims=16'):
-        Attention(16, 3)
+        SoftmaxAttention(16, 3, (4, 4))

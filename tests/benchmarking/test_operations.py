@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from kat_mm.benchmarking.operations import Part, count_parts
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 from kat_mm.openmmlab.dry_run import meta_parameters
 from kat_mm.rational import GroupRational
 
 D, FFN, LAYERS, HEADS = 48, 64, 3, 3
+WINDOWS = dict(type='softmax', window_size=3, global_blocks=(1,))
 ARCH = dict(embed_dims=D, num_layers=LAYERS, num_heads=HEADS, feedforward_channels=FFN)
 
 
@@ -29,7 +30,7 @@ class Model(nn.Module):
 
 
 def count_kat(size, **kwargs):
-    model = Model(KAT(ARCH, patch_size=16, mimetic=False, **kwargs))
+    model = Model(KAT(ARCH, **kwargs))
     parts = count_parts(model, torch.zeros(1, 3, *size))
     assert sum(p.parameters for p in parts.values()) == sum(p.numel() for p in model.parameters())
     assert {component for component, _ in parts} == {'backbone'}
@@ -60,14 +61,12 @@ def test_a_vision_transformer():
 
 def test_attention_in_windows():
     """A map of 5 x 7 in windows of 3: sides 3 and 2 by 3, 3 and 1."""
-    parts = count_kat((80, 112), img_size=(80, 112), window_size=3, global_blocks=(1,))
+    parts = count_kat((80, 112), img_size=(80, 112), attention=WINDOWS)
     squares = sum((a * b) ** 2 for a in (3, 2) for b in (3, 3, 1))
     products = 2 * squares * 2 * D + 35**2 * 2 * D
     assert parts['attention, products'].operations == products
 
-    parts = count_kat(
-        (80, 112), img_size=(80, 112), window_size=3, global_blocks=(1,), rel_pos=True
-    )
+    parts = count_kat((80, 112), img_size=(80, 112), attention={**WINDOWS, 'rel_pos': True})
     # Each query meets a vector for each row and each column of its window.
     biases = 2 * sum(a * b * (a + b) for a in (3, 2) for b in (3, 3, 1)) * D + 35 * 12 * D
     assert parts['attention, products'].operations == products + biases

@@ -6,7 +6,7 @@ import pytest
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import kat_mm.openmmlab  # noqa: F401
-from kat_mm.models.kat import ARCHS
+from kat_mm.models import ARCHS
 from kat_mm.openmmlab.configs import nested
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -140,10 +140,8 @@ def test_coco_recipe(load, name):
 def test_coco_sizes_fit_together(load, name):
     config = load(name)
     channels = check_size(name, config.model.backbone)
-    levels, fpn = config.model.neck
-    assert levels.embed_dim == channels
-    assert fpn.in_channels == [channels] * 4
-    assert config.model.backbone.window_size == 14
+    assert config.model.neck.in_channels == channels
+    assert config.model.backbone.attention.window_size == 14
 
 
 def check_size(name, backbone):

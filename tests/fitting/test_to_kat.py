@@ -21,7 +21,7 @@ from kat_mm.rational import GroupRational
 def test_computes_the_gr_kan_layer():
     model = mlp(bias=False)
     assert kat_mm.to_kat(model)
-    layer = GRKAN(16, 32, act_init=('identity', 'gelu'), add_identity=False)
+    layer = GRKAN(16, 32, act_init=('identity', 'gelu'))
     layer.load_state_dict(model.state_dict(), strict=False)
     nn.init.zeros_(layer.fc1.bias)
     for ours, theirs in ((layer.act1, model.fc1.act1), (layer.act2, model.act)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.polynomial.polynomial import polyval
 
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT, load_pretrained
 
 timm = pytest.importorskip('timm')
 
@@ -135,8 +135,8 @@ def test_logits_and_maps_are_those_of_the_paper(name, dtype, tolerance, tmp_path
         num_heads=heads,
         feedforward_channels=sizes['hidden'],
     )
-    backbone = KAT(arch, img_size=side, init_cfg=dict(type='Pretrained', checkpoint=path))
-    backbone.init_weights()
+    backbone = KAT(arch, img_size=side)
+    load_pretrained(backbone, path)
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
     images = images.to(dtype)
     with torch.no_grad():

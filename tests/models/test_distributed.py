@@ -5,7 +5,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 
 ARCH = {'embed_dims': 16, 'num_layers': 1, 'num_heads': 2}
 
@@ -15,7 +15,7 @@ class LeavesOutTheFirstLevel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone = KAT(ARCH, img_size=32, pyramid=(8, 8, 8, 8), mimetic=False)
+        self.backbone = KAT(ARCH, img_size=32, pyramid=(8, 8, 8, 8))
 
     def forward(self, images):
         _, x, _, y = self.backbone(images)

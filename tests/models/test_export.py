@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from kat_mm.models import KAT
 from kat_mm.models.export import export_backbone, run, save
-from kat_mm.models.kat import KAT
 
 pytestmark = pytest.mark.slow
 
@@ -16,13 +16,10 @@ def model():
     model = KAT(
         dict(embed_dims=16, num_layers=2, num_heads=2),
         img_size=32,
-        patch_size=8,
-        pyramid=(4,),
-        pyramid_strides=(4,),
+        patch=8,
+        pyramid=dict(channels=(4,), strides=(4,)),
         ffn='mlp',
-        window_size=3,
-        global_blocks=(1,),
-        rel_pos=True,
+        attention=dict(window_size=3, global_blocks=(1,), rel_pos=True),
     )
     with torch.no_grad():
         for parameter in model.parameters():  # relative positions start at zero
@@ -52,7 +49,7 @@ def test_any_batch_and_any_size(model, program, tmp_path, kind):
 
 def test_package_of_aot_inductor(tmp_path, device):
     arch = dict(embed_dims=16, num_layers=1, num_heads=2)
-    model = KAT(arch, img_size=32, patch_size=8).to(device).eval()
+    model = KAT(arch, img_size=32, patch=8).to(device).eval()
     images = torch.randn(2, 3, 40, 24, device=device)
     path = tmp_path / 'kat.so.pt2'
     save(export_backbone(model, images), path, 'aoti')

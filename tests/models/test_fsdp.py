@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from kat_mm.models import GRKAN
+from kat_mm.models import GRKAN, KAT
 from kat_mm.rational import GroupRational, published_state_dict
 
 FULL = StateDictOptions(full_state_dict=True)
@@ -118,7 +118,7 @@ def meta():
 
 def check_reset(folder):
     model, fresh = meta(), GroupRational(shared_numerator=False).state_dict()
-    for layer in (model.act, model.layers[0].act2):
+    for layer in (model.act, model.layers[0]):
         layer.reset_parameters()
     state = get_model_state_dict(model, options=FULL)
     for key, value in fresh.items():
@@ -155,6 +155,28 @@ def check_training(folder):
     assert not torch.equal(plain.act.weight_numerator, averages[0].module.act.weight_numerator)
 
 
+def check_attention_that_blocks_share(folder):
+    attention = dict(window_size=2, global_blocks=(3,), rel_pos=True)
+    arch = dict(embed_dims=16, num_layers=4, num_heads=2)
+    for shared in (True, ['proj', 'rel_pos_h']):
+        models = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            models.append(KAT(arch, 64, attention={**attention, 'shared': shared}))
+        plain, model = models
+        if shared is True:  # a unit of its own, which no block's then takes
+            for part in (model.blocks[0].attn, *model.blocks):
+                fully_shard(part)
+        fully_shard(model)
+        check_equal(model, plain)
+        images = torch.randn(2, 3, 48, 64)
+        for each in models:
+            each(images)[0].square().mean().backward()
+        expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], msg=name)
+
+
 def run(rank, processes, folder):
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -165,6 +187,7 @@ def run(rank, processes, folder):
     check_reset(folder)
     check_distributed_checkpoints(f'{folder}/checkpoint')
     check_training(folder)
+    check_attention_that_blocks_share(folder)
     distributed.destroy_process_group()
 
 

@@ -1,10 +1,9 @@
-"""The GR-KAN layer: its variance-preserving start and its use in mm."""
+"""The GR-KAN layer and its variance-preserving start."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from kat_mm.models import GRKAN
 from kat_mm.rational.coefficients import FITS, FUNCTIONS, variance_gain
@@ -17,7 +16,7 @@ def variance_ratios(act_init, seeds=16, dims=192, hidden=768, tokens=32):
     sigmoid, need many: most of an output's variance is then that of a constant per channel.
     """
     ratios = torch.zeros(3)
-    layer = GRKAN(dims, hidden, act_init=act_init, add_identity=False)
+    layer = GRKAN(dims, hidden, act_init=act_init)
     for seed in range(seeds):
         torch.manual_seed(seed)
         layer.reset_parameters()
@@ -54,7 +53,7 @@ def test_weights_are_drawn_with_the_gain_of_the_activation_in_front_of_them():
     ratio=st.integers(1, 3),
 )
 def test_any_leading_shape(shape, groups, ratio):
-    layer = GRKAN(16, 16 * ratio, num_groups=groups)
+    layer = GRKAN(16, 16 * ratio, activation={'num_groups': groups})
     x = torch.randn(*shape, 16, requires_grad=True)
     y = layer(x)
     assert y.shape == x.shape
@@ -62,58 +61,15 @@ def test_any_leading_shape(shape, groups, ratio):
     assert x.grad.shape == x.shape
 
 
-def test_identity_connection_as_in_mms_ffn():
-    torch.manual_seed(0)
-    layer = GRKAN(16, 32)
-    x, identity = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
-    layer.add_identity = False
-    branch = layer(x)
-    layer.add_identity = True
-    torch.testing.assert_close(layer(x), x + branch)
-    torch.testing.assert_close(layer(x, identity), identity + branch)
-
-
-def test_drop_and_dropout_layer():
-    layer = GRKAN(16, 32, ffn_drop=1.0, add_identity=False).train()
-    assert not layer(torch.randn(4, 16)).any()
-    assert layer.eval()(torch.randn(4, 16)).any()
-    pytest.importorskip('mmcv')
-    import mmcv.cnn  # noqa: F401, registers DropPath
-
-    layer = GRKAN(16, 32, dropout_layer={'type': 'DropPath', 'drop_prob': 0.5})
-    assert type(layer.dropout_layer).__name__ == 'DropPath'
-
-
-def test_serves_as_the_ffn_of_an_mm_transformer_layer():
-    transformer = pytest.importorskip('mmcv.cnn.bricks.transformer')
-    layer = transformer.BaseTransformerLayer(
-        attn_cfgs={'type': 'MultiheadAttention', 'embed_dims': 16, 'num_heads': 2},
-        ffn_cfgs={
-            'type': 'GRKAN',
-            'embed_dims': 16,
-            'feedforward_channels': 32,
-            'num_fcs': 2,
-            'ffn_drop': 0.0,
-            'act_cfg': {'type': 'ReLU', 'inplace': True},
-        },
-        operation_order=('self_attn', 'norm', 'ffn', 'norm'),
-        norm_cfg={'type': 'LN'},
-    )
-    assert isinstance(layer.ffns[0], GRKAN)
-    layer(torch.randn(5, 2, 16)).sum().backward()
-    assert layer.ffns[0].act1.weight_denominator.grad is not None
-
-
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
         ({'embed_dims': 12}, 'num_groups=8 does not divide embed_dims=12'),
         (
-            {'embed_dims': 16, 'feedforward_channels': 20},
-            'num_groups=8 does not divide feedforward_channels=20',
+            {'embed_dims': 16, 'hidden_channels': 20},
+            'num_groups=8 does not divide hidden_channels=20',
         ),
-        ({'embed_dims': 16, 'num_groups': 0}, 'num_groups=0'),
-        ({'embed_dims': 16, 'num_fcs': 3}, 'num_fcs=3'),
+        ({'embed_dims': 16, 'activation': {'num_groups': 0}}, 'num_groups=0'),
         ({'embed_dims': 16, 'act_init': ('gelu',)}, 'act_init must be a pair'),
     ],
 )
@@ -122,7 +78,7 @@ def test_errors(kwargs, message):
         GRKAN(**kwargs)
 
 
-def test_is_a_plain_module():
-    # mm's init_weights only descends into modules that have the method: the start must stay.
-    assert isinstance(GRKAN(16), nn.Module)
-    assert not hasattr(GRKAN(16), 'init_weights')
+def test_drop():
+    layer = GRKAN(16, 32, drop=1.0).train()
+    assert not layer(torch.randn(4, 16)).any()
+    assert layer.eval()(torch.randn(4, 16)).any()

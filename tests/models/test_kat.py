@@ -2,20 +2,19 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.registry import MODELS
 
-from kat_mm.errors import ConfigError, DataError
-from kat_mm.models.kat import ARCHS, KAT
+from kat_mm.errors import ConfigError
+from kat_mm.models import ARCHS, KAT
 from kat_mm.rational import published_state_dict
 
 SMALL = {'embed_dims': 48, 'num_layers': 4, 'num_heads': 3, 'feedforward_channels': 64}
+WINDOWS = {'window_size': 2, 'global_blocks': (3,)}
+DROPOUT = {'patch': {'drop': 0.1}, 'attention': {'drop': 0.1}, 'ffn': {'drop': 0.1}}
 PUBLISHED_PARAMETERS = {'tiny': 5_718_328, 'small': 22_051_576, 'base': 86_568_568}
 
 
@@ -35,7 +34,7 @@ def randomise(model):
 
 @pytest.mark.parametrize('arch', [*list(ARCHS)[:-1], pytest.param('base', marks=pytest.mark.slow)])
 def test_every_arch_runs_and_has_the_published_number_of_parameters(arch):
-    model = KAT(arch, img_size=64, mimetic=arch == 'tiny')
+    model = KAT(arch, img_size=64, attention={'mimetic': arch == 'tiny'})
     (y,) = model(torch.randn(2, 3, 64, 64))
     assert y.shape == (2, model.embed_dims, 4, 4)
     (y * torch.randn_like(y)).sum().backward()
@@ -47,7 +46,7 @@ def test_every_arch_runs_and_has_the_published_number_of_parameters(arch):
 
 
 def test_keys_and_shapes_are_the_published_ones():
-    published = published_state_dict(KAT('tiny', mimetic=False))
+    published = published_state_dict(KAT('tiny'))
     state = {key: tuple(value.shape) for key, value in published.items()}
     expected = {
         'cls_token': (1, 1, 192),
@@ -80,19 +79,6 @@ def test_keys_and_shapes_are_the_published_ones():
     assert state == expected
 
 
-def test_registered_in_the_root_registry():
-    for name in ('KAT', 'GRKAN', 'GroupRational', 'SimplePyramid'):
-        assert MODELS.get(name) is not None
-    model = MODELS.build({'type': 'KAT', 'arch': SMALL, 'mimetic': False})
-    assert isinstance(model, KAT)
-
-
-@pytest.mark.slow
-def test_the_backbone_needs_neither_mmcv_nor_timm():
-    code = 'import sys; sys.modules.update(mmcv=None, timm=None); from kat_mm.models.kat import KAT'
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     height=st.integers(1, 90),
@@ -103,12 +89,9 @@ def test_the_backbone_needs_neither_mmcv_nor_timm():
 )
 def test_any_input_size(height, width, cls_token, window_size, rel_pos):
     model = small(
-        cls_token=cls_token,
-        window_size=window_size,
-        global_blocks=(3,),
-        rel_pos=rel_pos,
+        arch={**SMALL, 'cls_token': cls_token},
+        attention={'window_size': window_size, 'global_blocks': (3,), 'rel_pos': rel_pos},
         out_indices=(1, 3),
-        mimetic=False,
     ).eval()
     images = torch.randn(2, 3, height, width)
     h, w = math.ceil(height / 16), math.ceil(width / 16)
@@ -170,7 +153,7 @@ def test_the_final_norm_is_applied_to_the_last_map_only():
     images = torch.randn(1, 3, 32, 32)
     normed, plain = (
         small(out_indices=(2, 3)).eval(),
-        small(out_indices=(2, 3), final_norm=False).eval(),
+        small(arch={**SMALL, 'final_norm': False}, out_indices=(2, 3)).eval(),
     )
     plain.load_state_dict(normed.state_dict(), strict=False)
     with torch.no_grad():
@@ -200,7 +183,7 @@ def test_pyramid_levels_and_out_indices():
 
 
 def test_pyramid_strides_may_repeat():
-    model = small(pyramid=(8, 16, 24, 32), pyramid_strides=(4, 8, 8, 8)).eval()
+    model = small(pyramid={'channels': (8, 16, 24, 32), 'strides': (4, 8, 8, 8)}).eval()
     maps = model(torch.randn(1, 3, 61, 96))
     assert [tuple(y.shape) for y in maps] == [
         (1, 8, 16, 24),
@@ -210,14 +193,14 @@ def test_pyramid_strides_may_repeat():
     ]
     default = small(pyramid=(8, 16, 24, 32))
     assert list(default.pyramid.levels) == ['stride4', 'stride8', 'stride16', 'stride32']
-    two = small(pyramid=(16, 32), pyramid_strides=(8, 32), out_indices=(-1,)).eval()
+    two = small(pyramid={'channels': (16, 32), 'strides': (8, 32)}, out_indices=(-1,)).eval()
     assert [tuple(y.shape) for y in two(torch.randn(1, 3, 64, 96))] == [(1, 32, 2, 3)]
 
 
 @settings(max_examples=10, deadline=None)
 @given(height=st.integers(16, 70), width=st.integers(16, 70), patch_size=st.sampled_from([8, 16]))
 def test_pyramid_levels_have_the_sizes_that_heads_expect(height, width, patch_size):
-    model = small(pyramid=(8, 8, 8, 8), patch_size=patch_size, mimetic=False).eval()
+    model = small(pyramid=(8, 8, 8, 8), patch=patch_size).eval()
     with torch.no_grad():
         maps = model(torch.randn(1, 3, height, width))
     for y, stride in zip(maps, (4, 8, 16, 32), strict=True):
@@ -226,7 +209,7 @@ def test_pyramid_levels_have_the_sizes_that_heads_expect(height, width, patch_si
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
 def test_frozen_stages(frozen_stages):
-    model = small(frozen_stages=frozen_stages, drop_path_rate=0.2, drop_rate=0.1).train()
+    model = small(frozen_stages=frozen_stages, drop_path_rate=0.2, **DROPOUT).train()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     expected = set()
     for name, _ in model.named_parameters():
@@ -246,12 +229,12 @@ def test_frozen_stages(frozen_stages):
         assert all((p.grad is None) == (n in frozen) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize('kwargs', [{}, {'frozen_stages': 1}, {'window_size': 2, 'rel_pos': True}])
+@pytest.mark.parametrize('kwargs', [{}, {'frozen_stages': 1}, {'attention': WINDOWS}])
 def test_with_cp_gives_the_same_maps_and_gradients(kwargs):
     results = []
     images = torch.randn(2, 3, 48, 48)
     for with_cp in (False, True):
-        model = small(with_cp=with_cp, drop_path_rate=0.3, drop_rate=0.1, **kwargs).train()
+        model = small(with_cp=with_cp, drop_path_rate=0.3, **{**DROPOUT, **kwargs}).train()
         torch.manual_seed(2)
         (y,) = model(images)
         y.square().sum().backward()
@@ -273,8 +256,8 @@ def test_drop_path_grows_linearly_to_the_last_block():
 
 
 def test_global_blocks_default_to_the_last_of_each_quarter():
-    def global_blocks(depth, **kwargs):
-        model = KAT({**SMALL, 'num_layers': depth}, window_size=2, mimetic=False, **kwargs)
+    def global_blocks(depth, **options):
+        model = KAT({**SMALL, 'num_layers': depth}, attention={'window_size': 2, **options})
         return tuple(i for i, block in enumerate(model.blocks) if not block.attn.window_size)
 
     assert global_blocks(12) == (2, 5, 8, 11)
@@ -285,8 +268,8 @@ def test_global_blocks_default_to_the_last_of_each_quarter():
 
 
 def test_windows_have_no_class_token_and_reach_beyond_themselves_in_global_blocks_only():
-    local = small(window_size=2, global_blocks=()).eval()
-    assert not hasattr(local, 'cls_token')
+    local = small(attention={'window_size': 2, 'global_blocks': ()}).eval()
+    assert local.cls_token is None
     assert local.pos_embed.shape == (1, 16, 48)
     images = torch.randn(1, 3, 64, 64)
     changed = images.clone()
@@ -294,61 +277,8 @@ def test_windows_have_no_class_token_and_reach_beyond_themselves_in_global_block
     difference = (local(images)[0] - local(changed)[0]).abs().amax(1)[0]
     assert difference[2:, 2:].min() > 0
     assert difference[:2].max() == difference[:, :2].max() == 0
-    mixed = small(window_size=2, global_blocks=(1,)).eval()
+    mixed = small(attention={'window_size': 2, 'global_blocks': (1,)}).eval()
     assert (mixed(images)[0] - mixed(changed)[0]).abs().amax(1).min() > 0
-
-
-def test_initialisation_survives_init_weights():
-    model = small()
-    before = copy.deepcopy(model.state_dict())
-    model.init_weights()
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
-def test_pretrained_weights_load_through_init_cfg(tmp_path):
-    source = randomise(small())
-    path = str(tmp_path / 'kat.pth')
-    torch.save({'state_dict': source.state_dict()}, path)
-    model = small(init_cfg={'type': 'Pretrained', 'checkpoint': path})
-    model.init_weights()
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key]), key
-    wrong = KAT({**SMALL, 'embed_dims': 96}, init_cfg={'type': 'Pretrained', 'checkpoint': path})
-    with pytest.raises(DataError, match=r'kat\.pth is of another architecture: blocks\.0'):
-        wrong.init_weights()
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    texts = []
-    monkeypatch.setattr('kat_mm.models.arguments.print_log', lambda text, *_: texts.append(text))
-    return texts
-
-
-@pytest.mark.parametrize(
-    'name', ['open-mmlab://resnet50_v1c', 'torchvision://resnet50', 'mmcls://mobilenet_v2']
-)
-def test_pretrained_weights_of_other_backbones_are_ignored_with_a_warning(name, warnings):
-    assert small(pretrained=name).init_cfg is None
-    assert len(warnings) == 1
-    assert name in warnings[0]
-    assert "backbone.init_cfg=dict(type='Pretrained'" in warnings[0]
-    init_cfg = {'type': 'Pretrained', 'checkpoint': 'kat.pth'}
-    assert small(pretrained=name, init_cfg=init_cfg).init_cfg == init_cfg
-
-
-def test_pretrained_weights_of_kat_load(tmp_path, warnings):
-    source = randomise(small())
-    path = str(tmp_path / 'kat.pth')
-    torch.save(source.state_dict(), path)
-    model = small(pretrained=path)
-    model.init_weights()
-    assert torch.equal(model.pos_embed, source.pos_embed)
-    assert not warnings
-    small(pretrained=None)
-    with pytest.raises(ValueError, match=rf"both pretrained='{path}' and init_cfg="):
-        small(pretrained=path, init_cfg={'type': 'Pretrained', 'checkpoint': path})
 
 
 def test_position_embeddings_of_another_grid_are_resized_on_loading():
@@ -359,17 +289,16 @@ def test_position_embeddings_of_another_grid_are_resized_on_loading():
     assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
 
 
-def test_windowed_model_drops_the_class_token_of_a_checkpoint_and_nothing_else(monkeypatch):
-    messages = []
-    monkeypatch.setattr('kat_mm.models.kat.print_log', lambda text, *_: messages.append(text))
+def test_windowed_model_drops_the_class_token_of_a_checkpoint_and_nothing_else(caplog):
+    caplog.set_level('INFO', 'kat_mm')
     state = randomise(small()).state_dict()
     before = dict(state)
-    model = small(window_size=2)
+    model = small(attention=WINDOWS)
     model.load_state_dict(state, strict=True)
-    assert [text.split(':')[0] for text in messages] == ['pos_embed', 'cls_token']
+    assert [text.split(':')[0] for text in caplog.messages] == ['pos_embed', 'cls_token']
     assert torch.equal(model.pos_embed, state['pos_embed'][:, 1:])
     assert state.keys() == before.keys()
-    wrapped = torch.nn.ModuleDict({'backbone': small(window_size=2)})
+    wrapped = torch.nn.ModuleDict({'backbone': small(attention=WINDOWS)})
     wrapped.load_state_dict({f'backbone.{key}': value for key, value in state.items()})
     assert torch.equal(wrapped['backbone'].pos_embed, model.pos_embed)
 
@@ -382,7 +311,7 @@ def test_windowed_model_drops_the_class_token_of_a_checkpoint_and_nothing_else(m
 
 
 def test_a_checkpoint_without_class_token_is_reported():
-    state = randomise(small(cls_token=False)).state_dict()
+    state = randomise(small(arch={**SMALL, 'cls_token': False})).state_dict()
     with pytest.raises(RuntimeError, match='cls_token'):
         small().load_state_dict(state)
     model = small()
@@ -398,9 +327,9 @@ def test_a_model_loads_its_own_state_after_a_deep_copy():
 
 
 def test_layer_scale():
-    model = small(layer_scale=0.5)
+    model = small(arch={**SMALL, 'layer_scale': 0.5})
     assert torch.equal(model.state_dict()['blocks.0.ls1.gamma'], torch.full((48,), 0.5))
-    zero = small(layer_scale=0.0, final_norm=False).eval()
+    zero = small(arch={**SMALL, 'layer_scale': 0.0, 'final_norm': False}).eval()
     images = torch.randn(1, 3, 64, 64)
     tokens = zero.patch_embed(images)[0] + zero.pos_embed[:, 1:]
     torch.testing.assert_close(zero(images)[0].flatten(2), tokens.transpose(1, 2))
@@ -426,7 +355,7 @@ def test_bad_position_embeddings_are_loud():
 
 @pytest.mark.parametrize('ffn', ['gr_kan', 'mlp'])
 def test_bf16_autocast_is_close_to_fp32(ffn):
-    model = small(ffn=ffn, rel_pos=True, pyramid=(8, 8, 8, 8)).eval()
+    model = small(ffn=ffn, attention={'rel_pos': True}, pyramid=(8, 8, 8, 8)).eval()
     images = torch.randn(1, 3, 72, 40)
     with torch.no_grad():
         expected = model(images)
@@ -436,7 +365,7 @@ def test_bf16_autocast_is_close_to_fp32(ffn):
         assert (y.float() - z).abs().mean() < 0.05 * z.abs().mean()
 
 
-@pytest.mark.parametrize('kwargs', [{}, {'window_size': 3, 'rel_pos': True}])
+@pytest.mark.parametrize('kwargs', [{}, {'attention': {**WINDOWS, 'rel_pos': True}}])
 def test_runs_on_the_meta_device(kwargs):
     with torch.device('meta'):
         maps = small(pyramid=(8, 8, 8, 8), **kwargs)(torch.empty(1, 3, 72, 100))
@@ -450,7 +379,10 @@ def test_runs_on_the_meta_device(kwargs):
 
 KINDS = [
     {},
-    {'window_size': 3, 'global_blocks': (1,), 'rel_pos': True, 'pyramid': (8, 8, 8, 8)},
+    {
+        'attention': {'window_size': 3, 'global_blocks': (1,), 'rel_pos': True},
+        'pyramid': (8, 8, 8, 8),
+    },
 ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 
 timm = pytest.importorskip('timm')
 
@@ -14,7 +14,7 @@ def test_twin_computes_what_timms_vit_computes():
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    kat = KAT('tiny', ffn='mlp', mimetic=False).eval()
+    kat = KAT('tiny', ffn='mlp').eval()
     kat.load_state_dict(vit.state_dict(), strict=True)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def test_twin_resizes_position_embeddings_as_timm_does():
         'vit_tiny_patch16_224', num_classes=0, dynamic_img_size=True, depth=2
     ).eval()
     arch = {'embed_dims': 192, 'num_layers': 2, 'num_heads': 3}
-    kat = KAT(arch, ffn='mlp', mimetic=False).eval()
+    kat = KAT(arch, ffn='mlp').eval()
     kat.load_state_dict(vit.state_dict(), strict=True)
     images = torch.randn(1, 3, 160, 336)
     with torch.no_grad():

@@ -22,7 +22,7 @@ def total(parts, key):
 def detector():
     """The Mask R-CNN of the demo, with blocks that take no time to initialise."""
     config = Config.fromfile(CONFIGS / 'kat_maskrcnn_digits.py')
-    config.model.backbone.mimetic = False
+    config.model.backbone.attention.mimetic = False
     return config
 
 

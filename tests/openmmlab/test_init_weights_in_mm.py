@@ -17,7 +17,6 @@ BACKBONE = dict(
     type='KAT',
     arch=dict(embed_dims=16, num_layers=1, num_heads=2),
     pyramid=(8, 8, 8, 8),
-    mimetic=False,
 )
 
 

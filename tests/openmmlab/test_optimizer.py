@@ -6,15 +6,20 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 import kat_mm.openmmlab.optimizer  # noqa: F401, registers the constructor
-from kat_mm.models.kat import KAT
+from kat_mm.openmmlab import KAT
 
 ARCH = {'embed_dims': 16, 'num_layers': 4, 'num_heads': 2}
+EVERYTHING = {
+    'arch': {**ARCH, 'layer_scale': 1.0},
+    'attention': {'window_size': 2, 'global_blocks': (3,), 'rel_pos': True},
+    'pyramid': (8, 8, 8, 8),
+}
 
 
 class Detector(nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
-        self.backbone = KAT(ARCH, img_size=32, mimetic=False, **kwargs)
+        self.backbone = KAT(**{'arch': ARCH, 'img_size': 32, **kwargs})
         self.neck = nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.GroupNorm(2, 8))
         self.head = nn.Linear(8, 2)
 
@@ -40,7 +45,7 @@ def build(model, **paramwise_cfg):
 
 
 def test_every_parameter_is_in_one_group_and_groups_are_few():
-    model = Detector(window_size=2, rel_pos=True, pyramid=(8, 8, 8, 8), layer_scale=1.0)
+    model = Detector(**EVERYTHING)
     groups, settings = build(model, layer_decay_rate=0.5)
     assert settings.keys() == dict(model.named_parameters()).keys()
     assert len(groups) == 2 * (ARCH['num_layers'] + 2)
@@ -64,7 +69,7 @@ def test_learning_rates(prefix):
 
 
 def test_no_weight_decay_on_coefficients_norms_biases_and_positions():
-    model = Detector(window_size=2, rel_pos=True, pyramid=(8, 8, 8, 8), layer_scale=1.0)
+    model = Detector(**EVERYTHING)
     _, settings = build(model)
     decayed = {name for name, (_, decay) in settings.items() if decay}
     assert {settings[name][1] for name in decayed} == {0.5}

@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.backbones.mit import MixVisionTransformer
 from mmseg.models.backbones.vit import TransformerEncoderLayer
 
-from kat_mm.models import GRKAN
+from kat_mm.openmmlab import GRKAN
 from kat_mm.rational import GroupRational
 
 ACT = dict(type='GroupRational', num_groups=4)
@@ -89,7 +89,9 @@ def test_mit():
     assert len(train_a_step(model, torch.randn(1, 3, 64, 64))) == 4
 
 
-@pytest.mark.parametrize('ffn', [dict(act_cfg=ACT), dict(type='GRKAN', num_groups=4)])
+@pytest.mark.parametrize(
+    'ffn', [dict(act_cfg=ACT), dict(type='GRKAN', activation=dict(num_groups=4))]
+)
 def test_a_detr_encoder(ffn):
     ffn_cfg = dict(embed_dims=16, feedforward_channels=32, num_fcs=2, ffn_drop=0.0, **ffn)
     model = DetrTransformerEncoder(

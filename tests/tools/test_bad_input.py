@@ -7,7 +7,7 @@ import pytest
 import torch
 from tool_runs import ROOT
 
-from kat_mm.models.kat import ARCHS
+from kat_mm.models import ARCHS
 
 
 class Malice:
@@ -102,10 +102,16 @@ def test_unknown_arch(run_tool, flat_config, tmp_path):
         ('model.backbone.ffn=kan', "unknown ffn 'kan'; known: gr_kan, mlp"),
         ('model.backbone.frozen_stages=9', 'frozen_stages=9 must be a whole number from -1 to 2'),
         ('model.backbone.out_indices=9', 'must be different indices of the 2 blocks'),
-        ('model.backbone.num_groups=5', 'num_groups=5 does not divide embed_dims=32; choose'),
+        (
+            'model.backbone.ffn.activation.num_groups=5',
+            'num_groups=5 does not divide embed_dims=32; choose',
+        ),
         ('model.backbone.arch.num_heads=3', 'num_heads=3 does not divide embed_dims=32; choose'),
-        ('model.backbone.act_init=swish', 'act_init must be a pair, what act1 and act2 start as'),
-        ('model.backbone.img_size=4', 'img_size=4 is smaller than a patch, patch_size=8'),
+        (
+            'model.backbone.ffn.act_init=swish',
+            'act_init must be a pair, what act1 and act2 start',
+        ),
+        ('model.backbone.img_size=4', 'img_size=4 is smaller than a patch, patch.size=8'),
         ('model.neck.out_channels=0', 'out_channels[0]=0 must be a whole number from 1 on'),
         ('model.neck.strides=(4,8,12)', 'no pyramid level at stride 12 from a map of stride 8'),
         ('optim_wrapper.paramwise_cfg.layer_decay_rate=2', 'layer_decay_rate must lie in (0, 1]'),
@@ -121,8 +127,8 @@ def test_images_that_the_backbone_cannot_take(run_tool, segmentation_config, tmp
     options = ('--cfg-options', 'model.data_preprocessor.size=(8,128)')
     run = run_tool(tmp_path, 'train.py', segmentation_config, *options)
     assert run.error() == (
-        'images of 8 x 128 pixels are smaller than a patch, patch_size=16: enlarge them or choose '
-        'a smaller patch_size'
+        'images of 8 x 128 pixels are smaller than a patch, patch.size=16: enlarge them or choose '
+        'a smaller patch'
     )
     assert 'Iter(train)' not in run.stdout + run.stderr
 
@@ -192,7 +198,7 @@ def test_weights_of_another_size(run_tool, flat_config, tmp_path):
     ).error()
     assert 'is of another architecture: pos_embed: the checkpoint has (1, 65, 48), ' in message
     assert 'the model (1, 65, 32)' in message
-    assert 'Set arch, patch_size' in message
+    assert 'Set arch, patch' in message
 
 
 def test_resume_needs_more_than_weights(run_tool, flat_config, checkpoints):

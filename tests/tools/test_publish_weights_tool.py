@@ -45,7 +45,7 @@ def test_the_backbone_in_the_published_layout(trained, out, run_tool, tmp_path):
     weights = content['state_dict'] if out.endswith('.pth') else content
     assert weights['blocks.1.mlp.act2.weight_numerator'].shape == (1, 6)
     assert weights['blocks.1.mlp.act2.weight_denominator'].shape == (8, 4)
-    plain = KAT(dict(embed_dims=32, num_layers=2, num_heads=2), img_size=64, mimetic=False)
+    plain = KAT(dict(embed_dims=32, num_layers=2, num_heads=2), img_size=64)
     plain.load_state_dict(weights)
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, trained.backbone.get_parameter(name)), name

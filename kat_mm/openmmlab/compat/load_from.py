@@ -56,7 +56,7 @@ def place_backbone(model: nn.Module, content: Mapping) -> Mapping:
         DataError: for weights of another architecture, and if there are none.
     """
     from ...models.kat import KAT
-    from ...models.pretrained import check_fit, fit_weights
+    from ...models.pretrained import check_fit
 
     kats = [(name, module) for name, module in model.named_modules() if isinstance(module, KAT)]
     if len(kats) != 1:
@@ -69,5 +69,5 @@ def place_backbone(model: nn.Module, content: Mapping) -> Mapping:
     if part:
         check_fit(kat, part, 'the checkpoint')
         return {'state_dict': weights, **content}
-    fitted = fit_weights(kat, content, 'the checkpoint')
+    fitted = kat.adapt_checkpoint(content, 'the checkpoint')
     return {'state_dict': {path + key: value for key, value in fitted.items()}}

@@ -1,4 +1,5 @@
-"""Puts KAT into any config of mmdet or mmseg: `swap_backbone`, and what reads and writes configs.
+"""Puts KAT, or another backbone, into any config of mmdet or mmseg: `swap_backbone`, and what reads
+and writes configs.
 
 `probe.py` runs the old backbone to learn what maps it gives, `model.py` and `training.py` change
 the config, `source.py` reads it and writes it as a small config that inherits the old one.
@@ -7,9 +8,10 @@ the config, `source.py` reads it and writes it as a small config that inherits t
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
+from ...attention.mimetic import skip_mimetic_init
 from ...errors import one_line
 from .edits import MISSING, Change, Edits
-from .model import drop_weights, find_backbone, fit_images, put_kat
+from .model import drop_weights, find_backbone, fit_images, put_backbone, put_kat
 from .probe import CannotSwap, build, kind, probe
 from .source import read_config, write_config
 from .training import fit_imports, fit_optimizer, fit_precision
@@ -22,6 +24,7 @@ def swap_backbone(
     arch: str | dict = 'small',
     checkpoint: str | None = None,
     layer_decay: float | None = None,
+    backbone: dict | None = None,
 ) -> list[Change]:
     """Replaces the backbone of a config by KAT, with all that depends on it, in place.
 
@@ -30,9 +33,11 @@ def swap_backbone(
         arch: size of KAT, as its `arch`.
         checkpoint: path or URL of KAT's weights; None trains from scratch.
         layer_decay: rate of layer-wise learning rate decay; None leaves it as the config has it.
+        backbone: config of another backbone to put there instead, whose maps have the strides of
+            the old one's; it needs the members of `kat_mm.models.protocol.Backbone`.
 
     Raises:
-        CannotSwap: if KAT cannot stand in for the backbone; the config is then half changed.
+        CannotSwap: if the backbone cannot be replaced; the config is then half changed.
     """
     edits = Edits(config)
     place = find_backbone(edits)
@@ -40,25 +45,28 @@ def swap_backbone(
     if config.get('custom_imports'):
         import_modules_from_strings(config.custom_imports.imports, allow_failed_imports=True)
     maps = probe(edits.get(f'{place}.backbone'), scope)
-    put_kat(edits, place, maps, arch, checkpoint)
+    if backbone is None:
+        put_kat(edits, place, maps, arch, checkpoint)
+    else:
+        put_backbone(edits, place, maps, dict(backbone), scope)
     fit_images(edits, place)
     drop_weights(edits, place)
-    parameters = _parameters(edits, place, scope)
+    parameters = _parameters(edits, scope)
     fit_optimizer(edits, parameters, layer_decay)
     fit_precision(edits)
     fit_imports(edits)
     return edits.changes
 
 
-def _parameters(edits: Edits, place: str, scope: str | None) -> set[str]:
+def _parameters(edits: Edits, scope: str | None) -> set[str]:
     """Returns the names of the new model's parameters, and so makes sure that it can be built."""
-    backbone = edits.get(f'{place}.backbone')
-    backbone['mimetic'] = False  # takes long, and changes values alone
     try:
-        return build(edits.get('model'), scope, lambda model: set(dict(model.named_parameters())))
+        with skip_mimetic_init():  # takes long, and changes values alone
+            return build(
+                edits.get('model'), scope, lambda model: set(dict(model.named_parameters()))
+            )
     except Exception as error:  # whatever the model's author did not foresee
         raise CannotSwap(
-            f'{kind(edits.get("model"))} cannot be built with KAT here: {one_line(error)}'
+            f'{kind(edits.get("model"))} cannot be built with the new backbone here: '
+            f'{one_line(error)}'
         ) from error
-    finally:
-        del backbone['mimetic']

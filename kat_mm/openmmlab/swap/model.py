@@ -1,11 +1,13 @@
-"""Puts KAT into a model, and adapts what takes its maps and what gives it images."""
+"""Puts a backbone into a model, and adapts what takes its maps and what gives it images."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ...models.kat import PYRAMID_STRIDES, arch_sizes
+from ...models.arguments import STRIDES
+from ...models.protocol import Backbone
+from ...models.sizes import read_arch
 from .edits import Edits
-from .probe import CannotSwap, Maps, kind
+from .probe import CannotSwap, Maps, build, kind
 
 # What KAT's published weights, as most, were trained with: RGB of ImageNet.
 IMAGES = {
@@ -13,7 +15,7 @@ IMAGES = {
     'std': [58.395, 57.12, 57.375],
     'bgr_to_rgb': True,
 }
-DETECTION = {'window_size': 14, 'drop_path_rate': 0.1}
+DETECTION = {'attention': {'type': 'softmax', 'window_size': 14}, 'drop_path_rate': 0.1}
 SEGMENTATION = {'drop_path_rate': 0.1}
 HEADS = ('decode_head', 'auxiliary_head')
 
@@ -45,25 +47,57 @@ def put_kat(edits: Edits, place: str, maps: Maps, arch: str | dict, checkpoint: 
         CannotSwap: if KAT cannot give such maps.
     """
     old = edits.get(f'{place}.backbone')
-    sizes = arch_sizes(arch)
+    sizes = read_arch(arch)
     new = {'type': 'KAT', 'arch': arch}
     if checkpoint is not None:
         new['init_cfg'] = {'type': 'Pretrained', 'checkpoint': checkpoint}
     new |= DETECTION if edits.get('default_scope') == 'mmdet' else SEGMENTATION
     name = f'{place}.backbone'
     if _is_plain(old, maps):
-        indices = _same_depths(old, len(maps.strides), sizes['num_layers'])
-        if indices != (sizes['num_layers'] - 1,):
+        indices = _same_depths(old, len(maps.strides), sizes.num_layers)
+        if indices != (sizes.num_layers - 1,):
             new['out_indices'] = indices
         edits.set(name, new, f'maps at stride 16, as those of {kind(old)}')
-        _fit_width(edits, place, maps.channels[0], sizes['embed_dims'])
+        _fit_channels(edits, place, maps.channels, (sizes.embed_dims,) * len(maps.channels))
         return
     _check_levels(kind(old), maps)
     channels, strides = _drop_unused_levels(edits, place, maps)
-    new['pyramid'] = channels
-    if strides != PYRAMID_STRIDES:
-        new['pyramid_strides'] = strides
+    is_usual = strides == STRIDES
+    new['pyramid'] = channels if is_usual else {'channels': channels, 'strides': strides}
     edits.set(name, new, f'maps of the channels and strides of those of {kind(old)}')
+
+
+def put_backbone(edits: Edits, place: str, maps: Maps, new: dict, scope: str | None) -> None:
+    """Replaces the backbone by another than KAT, and adapts what takes its maps.
+
+    Args:
+        edits: the config.
+        place: dotted name of what has the backbone.
+        maps: those of the old backbone.
+        new: config of a backbone with the members of `kat_mm.models.protocol.Backbone`.
+        scope: the registry's scope.
+
+    Raises:
+        CannotSwap: if it has not, or its maps have other strides than the old ones.
+    """
+    name = kind(new)
+
+    def maps_of(backbone) -> Maps:
+        if not isinstance(backbone, Backbone):
+            raise CannotSwap(
+                f'{name} does not have all members of kat_mm.models.protocol.Backbone, by which a '
+                'backbone tells what its maps are like'
+            )
+        return Maps(tuple(backbone.out_channels), tuple(backbone.out_strides))
+
+    own = build(new, scope, maps_of)
+    if own.strides != maps.strides:
+        raise CannotSwap(
+            f'{name} gives maps at strides {own.strides}, '
+            f'{kind(edits.get(f"{place}.backbone"))} at {maps.strides}'
+        )
+    edits.set(f'{place}.backbone', new, 'maps of the strides of those of the old backbone')
+    _fit_channels(edits, place, maps.channels, own.channels)
 
 
 def fit_images(edits: Edits, place: str) -> None:
@@ -109,9 +143,9 @@ def _same_depths(old: dict, count: int, depth: int) -> tuple[int, ...]:
 
 def _check_levels(name: str, maps: Maps) -> None:
     channels, strides = maps
-    if not set(strides) <= set(PYRAMID_STRIDES):
+    if not set(strides) <= set(STRIDES):
         raise CannotSwap(
-            f'the backbone {name} gives maps at strides {strides}; KAT gives {PYRAMID_STRIDES}'
+            f'the backbone {name} gives maps at strides {strides}; KAT gives {STRIDES}'
         )
     repeats = len(set(strides)) < len(strides)
     wider = all(a < b for a, b in pairwise(channels))
@@ -137,8 +171,10 @@ def _drop_unused_levels(edits: Edits, place: str, maps: Maps) -> Maps:
     return Maps(maps.channels[start:], maps.strides[start:])
 
 
-def _fit_width(edits: Edits, place: str, old: int, new: int) -> None:
-    """Gives the width of plain maps to what takes them: the neck, or else the heads."""
+def _fit_channels(edits: Edits, place: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    """Gives the channels of the new maps to what takes them: the neck, or else the heads."""
+    renamed = dict(zip(old, new, strict=True))
+    reason = "the backbone's number of channels"
     neck = edits.get(f'{place}.neck')
     first = neck[0] if isinstance(neck, Sequence) and neck else neck
     parts = ['neck'] if neck else []
@@ -148,10 +184,16 @@ def _fit_width(edits: Edits, place: str, old: int, new: int) -> None:
         for key, node in edits.dicts(f'{place}.{part}'):
             for name in ('in_channels', 'in_dims', 'embed_dim'):
                 value = node.get(name)
-                if isinstance(value, Sequence) and old in value:
-                    value = [new if channels == old else channels for channels in value]
-                    edits.set(f'{key}.{name}', value, "KAT's number of channels")
-                elif value == old:
-                    edits.set(f'{key}.{name}', new, "KAT's number of channels")
-            if node.get('num_convs') == 0 and node.get('channels') == old:
-                edits.set(f'{key}.channels', new, 'a head without convolutions keeps the channels')
+                if isinstance(value, Sequence) and any(channels in old for channels in value):
+                    is_all = tuple(value) == old
+                    value = list(new) if is_all else [renamed.get(c, c) for c in value]
+                    edits.set(f'{key}.{name}', value, reason)
+                elif isinstance(value, int) and value in renamed:
+                    index = node.get('in_index')
+                    is_one = isinstance(index, int) and -len(new) <= index < len(new)
+                    edits.set(f'{key}.{name}', new[index] if is_one else renamed[value], reason)
+            if node.get('num_convs') == 0 and node.get('channels') in renamed:
+                value = renamed[node['channels']]
+                edits.set(
+                    f'{key}.channels', value, 'a head without convolutions keeps the channels'
+                )

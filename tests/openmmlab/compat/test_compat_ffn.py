@@ -12,7 +12,7 @@ from mmcv.cnn.bricks.transformer import FFN
 from mmengine.registry import MODELS, DefaultScope
 
 import kat_mm
-from kat_mm.models import GRKAN
+from kat_mm.openmmlab import GRKAN
 
 SIZES = dict(embed_dims=16, feedforward_channels=32)
 
@@ -36,7 +36,9 @@ def registered():
 
 
 def test_by_type():
-    layer = FFN(type='GRKAN', num_groups=4, num_fcs=2, act_cfg=dict(type='ReLU'), **SIZES)
+    layer = FFN(
+        type='GRKAN', activation=dict(num_groups=4), num_fcs=2, act_cfg=dict(type='ReLU'), **SIZES
+    )
     assert type(layer) is GRKAN
     assert layer.fc1.out_features == 32
     assert layer.act1.num_groups == 4

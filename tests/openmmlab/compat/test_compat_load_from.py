@@ -43,7 +43,7 @@ def test_a_vit_becomes_a_kat(tmp_path):
     vit = vits.vit()
     path = kats.save(vit.state_dict(), tmp_path / 'vit.pth')
     arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    model = kats.Detector(arch, img_size=32, patch_size=8).eval()
+    model = kats.Detector(arch, img_size=32, patch=8).eval()
     load_checkpoint(model, path)
     x = torch.randn(2, 3, 32, 32)
     expected = vit.forward_features(x)[:, 1:].mT.unflatten(2, (4, 4))

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import DefaultScope
 from shipped import MORE, REFUSED, REPRESENTATIVE, SHIPPED
 
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 from kat_mm.openmmlab.model_checks import check_model
 from kat_mm.openmmlab.swap import CannotSwap, read_config, swap_backbone, write_config
 

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 from kat_mm.openmmlab.swap import CannotSwap, swap_backbone
 
 ARCH = {'embed_dims': 48, 'num_layers': 4, 'num_heads': 2}
@@ -55,12 +55,12 @@ def swapped(*args, checkpoint=None, layer_decay=None, **kwargs):
     ('channels', 'strides', 'expected'),
     [
         ((8, 16, 32, 64), (4, 8, 16, 32), {'pyramid': (8, 16, 32, 64)}),
-        ((8, 16, 32), (8, 16, 32), {'pyramid': (8, 16, 32), 'pyramid_strides': (8, 16, 32)}),
-        ((64,), (32,), {'pyramid': (64,), 'pyramid_strides': (32,)}),
+        ((8, 16, 32), (8, 16, 32), {'pyramid': {'channels': (8, 16, 32), 'strides': (8, 16, 32)}}),
+        ((64,), (32,), {'pyramid': {'channels': (64,), 'strides': (32,)}}),
         (
             (8, 16, 32, 64),
             (4, 8, 8, 8),
-            {'pyramid': (8, 16, 32, 64), 'pyramid_strides': (4, 8, 8, 8)},
+            {'pyramid': {'channels': (8, 16, 32, 64), 'strides': (4, 8, 8, 8)}},
         ),
     ],
 )
@@ -117,8 +117,7 @@ def test_what_takes_plain_maps_gets_their_width():
 def test_levels_that_an_fpn_leaves_out_are_not_computed():
     neck = {'type': 'FPN', 'in_channels': [8, 16, 32, 64], 'start_level': 1, 'num_outs': 5}
     model = swapped(model={'neck': neck}).model
-    assert model.backbone.pyramid == (16, 32, 64)
-    assert model.backbone.pyramid_strides == (8, 16, 32)
+    assert model.backbone.pyramid == {'channels': (16, 32, 64), 'strides': (8, 16, 32)}
     assert model.neck == {**neck, 'in_channels': [16, 32, 64], 'start_level': 0}
     model = swapped(model={'neck': {**neck, 'end_level': 2}}).model
     assert model.backbone.pyramid == (8, 16, 32, 64)
@@ -262,7 +261,7 @@ def test_a_detector_inside_another_model():
         ),
         (config_of((32, 16, 16), (8, 8, 16)), 'branches of its own'),
         (config_of((16, 16), (16, 16)), 'branches of its own'),
-        (config_of(model={'needs': 'num_branch'}), "cannot be built with KAT.*'num_branch'"),
+        (config_of(model={'needs': 'num_branch'}), "cannot be built with the new.*'num_branch'"),
         (config_of(model={'data_preprocessor': None}), 'no model.data_preprocessor'),
         (config_of(optim_wrapper={'type': 'OptimWrapperDict'}), 'no optim_wrapper.optimizer'),
     ],

@@ -7,12 +7,14 @@ from torch import nn
 
 import kat_mm
 from kat_mm.errors import ConfigError, DataError, UserError
-from kat_mm.models.kat import KAT
+from kat_mm.openmmlab import KAT
 
 pytest.importorskip('timm')
 import timm
 import vits
 from kats import ARCH, published
+
+VIT_ARCH = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}  # of tests/vits.py
 
 
 def save(path, state, **more):
@@ -22,15 +24,13 @@ def save(path, state, **more):
 
 def backbone(checkpoint=None, **kwargs):
     init_cfg = checkpoint and {'type': 'Pretrained', 'checkpoint': checkpoint}
-    return KAT(ARCH, img_size=64, init_cfg=init_cfg, mimetic=False, **kwargs).eval()
+    return KAT(ARCH, img_size=64, init_cfg=init_cfg, **kwargs).eval()
 
 
-def test_what_is_not_used_or_drawn_anew_is_listed(tmp_path, monkeypatch):
-    texts = []
-    monkeypatch.setattr('kat_mm.models.pretrained.print_log', lambda text, *_: texts.append(text))
+def test_what_is_not_used_or_drawn_anew_is_listed(tmp_path, caplog):
     path = save(tmp_path / 'a.pth', published().state_dict())
-    backbone(path, pyramid=(8, 8, 8, 8), rel_pos=True).init_weights()
-    loaded, drawn, unused = texts
+    backbone(path, pyramid=(8, 8, 8, 8), attention={'rel_pos': True}).init_weights()
+    loaded, drawn, unused = caplog.messages
     assert 'loaded 38 tensors' in loaded
     assert 'blocks.0.attn.rel_pos_h' in drawn
     assert 'pyramid.' in drawn
@@ -45,14 +45,12 @@ def test_what_is_not_used_or_drawn_anew_is_listed(tmp_path, monkeypatch):
         ('clip', ['logit_scale', 'visual.proj']),
     ],
 )
-def test_parts_of_pretraining_are_listed(name, keys, tmp_path, monkeypatch):
-    texts = []
-    monkeypatch.setattr('kat_mm.models.pretrained.print_log', lambda text, *_: texts.append(text))
+def test_parts_of_pretraining_are_listed(name, keys, tmp_path, caplog):
     torch.save(getattr(vits, name)()[1], tmp_path / 'vit.pth')
     init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    KAT(arch, img_size=32, patch_size=8, pre_norm=name == 'clip', init_cfg=init_cfg).init_weights()
-    assert texts[-1].endswith(f'so not used: {", ".join(keys)}')
+    arch = {**VIT_ARCH, 'pre_norm': name == 'clip'}
+    KAT(arch, img_size=32, patch=8, init_cfg=init_cfg).init_weights()
+    assert caplog.messages[-1].endswith(f'so not used: {", ".join(keys)}')
 
 
 def without(key):
@@ -98,16 +96,16 @@ def test_a_prefix_picks_keys(tmp_path):
         KAT(ARCH, img_size=64, init_cfg=init_cfg).init_weights()
 
 
-def small_kat(content, folder, **kwargs):
+def small_kat(content, folder, arch=None, **kwargs):
     """A KAT of the sizes of `vits`, which starts from these weights."""
     torch.save(content, folder / 'vit.pth')
     init_cfg = {'type': 'Pretrained', 'checkpoint': str(folder / 'vit.pth')}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    return KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg, **kwargs)
+    arch = {**VIT_ARCH, **(arch or {})}
+    return KAT(arch, img_size=32, patch=8, init_cfg=init_cfg, **kwargs)
 
 
 @pytest.mark.parametrize(
-    ('name', 'kwargs'),
+    ('name', 'arch'),
     [
         ('timm_layout', {}),
         ('mae', {}),
@@ -118,14 +116,14 @@ def small_kat(content, folder, **kwargs):
         ('clip', {'pre_norm': True}),
     ],
 )
-def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
+def test_a_vit_starts_a_kat_that_computes_the_same(name, arch, tmp_path):
     vit, content = getattr(vits, name)()
-    model = small_kat(content, tmp_path, **kwargs).eval()
+    model = small_kat(content, tmp_path, arch).eval()
     model.init_weights()
     x = torch.randn(2, 3, 32, 32)
     expected = vit.forward_features(x)[:, vit.num_prefix_tokens :].mT.unflatten(2, (4, 4))
     assert (model(x)[0] - expected).abs().max() < 0.05
-    plain = small_kat(content, tmp_path, ffn='mlp', **kwargs).eval()
+    plain = small_kat(content, tmp_path, arch, ffn='mlp').eval()
     plain.init_weights()
     # The twin has GELU, CLIP an approximation of it.
     tolerance = 0.05 if name == 'clip' else 1e-4
@@ -134,7 +132,7 @@ def test_a_vit_starts_a_kat_that_computes_the_same(name, kwargs, tmp_path):
 
 def test_the_vision_tower_of_a_clip_alone(tmp_path):
     content = {k.removeprefix('visual.'): v for k, v in vits.clip()[1].items() if 'visual.' in k}
-    model = small_kat(content, tmp_path, pre_norm=True)
+    model = small_kat(content, tmp_path, {'pre_norm': True})
     model.init_weights()
     assert torch.equal(model.norm.bias, content['ln_post.bias'])
 
@@ -159,7 +157,7 @@ def test_a_vit_with_parts_that_the_backbone_lacks_is_an_error(make, message, tmp
 
 def test_windowed_attention_leaves_registers_out(tmp_path):
     vit, content = vits.distilled()
-    model = small_kat(content, tmp_path, window_size=2, global_blocks=(1,))
+    model = small_kat(content, tmp_path, attention={'window_size': 2, 'global_blocks': (1,)})
     model.init_weights()
     assert torch.equal(model.norm.bias, vit.norm.bias)
 
@@ -168,14 +166,14 @@ def test_a_clip_with_an_activation_of_its_own(tmp_path):
     """Such as OpenCLIP's of LAION, whose weights are named as OpenAI's."""
     vit, content = vits.clip('gelu')
     torch.save(content, tmp_path / 'vit.pth')
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
+    arch = {**VIT_ARCH, 'pre_norm': True}
     x = torch.randn(2, 3, 32, 32)
     expected = vit.forward_features(x)[:, 1:].mT.unflatten(2, (4, 4))
     errors = []
     for activation in ('gelu', None):
         init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'vit.pth')}
         init_cfg['activation'] = activation
-        kwargs = dict(img_size=32, patch_size=8, pre_norm=True)
+        kwargs = dict(img_size=32, patch=8)
         model = KAT(arch, init_cfg=init_cfg, **kwargs).eval()
         model.init_weights()
         errors.append((model(x)[0] - expected).abs().max())
@@ -188,8 +186,7 @@ def test_a_vit_that_to_kat_fitted_to_images_starts_a_kat_that_computes_the_same(
     vit, x = vits.vit(), torch.randn(2, 3, 32, 32)
     kat_mm.to_kat(vit, samples=x)
     init_cfg = {'type': 'Pretrained', 'checkpoint': save(tmp_path / 'a.pth', vit.state_dict())}
-    arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 1}
-    model = KAT(arch, img_size=32, patch_size=8, init_cfg=init_cfg).eval()
+    model = KAT(VIT_ARCH, img_size=32, patch=8, init_cfg=init_cfg).eval()
     model.init_weights()
     expected = vit.forward_features(x)[:, 1:].mT.unflatten(2, (4, 4))
     torch.testing.assert_close(model(x)[0], expected, rtol=1e-5, atol=1e-5)
@@ -200,8 +197,8 @@ def test_patches_of_another_size_are_resampled(tmp_path):
     vit = vits.vit(depth=1)
     path = save(tmp_path / 'vit.pth', vit.state_dict())
     init_cfg = {'type': 'Pretrained', 'checkpoint': path}
-    arch = {'embed_dims': 64, 'num_layers': 1, 'num_heads': 1}
-    model = KAT(arch, img_size=64, patch_size=16, ffn='mlp', init_cfg=init_cfg).eval()
+    arch = {**VIT_ARCH, 'num_layers': 1}
+    model = KAT(arch, img_size=64, ffn='mlp', init_cfg=init_cfg).eval()
     model.init_weights()
     coarse = torch.randn(1, 3, 3, 3)
     images = [

@@ -1,0 +1,86 @@
+"""What every attention over the tokens of a feature map has in common."""
+
+from torch import Tensor, nn
+
+from ..checks import check_int
+from ..errors import ConfigError
+from .windows import attend_in_windows
+
+
+class Attention(nn.Module):
+    """Mixes the tokens of a feature map, of all of it or of each of its windows.
+
+    A new attention is a subclass with a name, in a file of this folder:
+
+        @ATTENTIONS.register('mine')
+        class MyAttention(Attention):
+            def __init__(self, *owner, temperature=1.0):
+                super().__init__(*owner)
+                ...
+
+            def attend(self, x, grid, mask=None): ...
+
+    The network passes the four arguments below; all others are the config's. `project` and
+    `output` work on single tokens and run once for a whole map; windows come between them, for
+    every attention in the same way.
+
+    Args:
+        embed_dims: channels, a multiple of num_heads.
+        num_heads: number of heads.
+        grid: (h, w) of what is attended to: that of the image size that the network is made for,
+            or that of a window.
+        window_size: side of the square windows in tokens; 0 for all of the map.
+
+    Raises:
+        ConfigError: for a num_heads that does not divide embed_dims.
+
+    Attributes:
+        fresh: the names of its parts that the weights of a plain ViT lack; loading these leaves
+            the parts as they were drawn.
+    """
+
+    fresh: tuple[str, ...] = ()
+
+    def __init__(
+        self, embed_dims: int, num_heads: int, grid: tuple[int, int], window_size: int = 0
+    ):
+        super().__init__()
+        if check_int('embed_dims', embed_dims) % check_int('num_heads', num_heads):
+            raise ConfigError(
+                f'num_heads={num_heads} does not divide embed_dims={embed_dims}; choose a divisor'
+            )
+        self.num_heads = num_heads
+        self.grid = grid
+        self.window_size = window_size
+
+    def project(self, x: Tensor) -> Tensor:
+        """Computes what `attend` takes from tokens [B, N, embed_dims]: [B, N, any]."""
+        return x
+
+    def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        """Mixes tokens [B, P + h * w, any] that `project` gave: P prefix tokens, then a map.
+
+        Args:
+            x: the tokens, those of the map row by row.
+            grid: (h, w) of this map or window. Windows at the edges are smaller than self.grid;
+                without windows it is that of the images, whatever their size.
+            mask: [B, 1, 1, N], zero, or minus infinity for padding that must not be attended to;
+                networks that are exported for images of any size pass one.
+
+        Returns:
+            [B, N, any], as `output` takes it.
+        """
+        raise NotImplementedError(f'{type(self).__name__} needs a method attend(x, grid, mask)')
+
+    def output(self, y: Tensor) -> Tensor:
+        """Computes the result [B, N, embed_dims] from what `attend` gave."""
+        return y
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Mixes tokens x [B, P + h * w, embed_dims] of a map (h, w); windows take P = 0."""
+        x = self.project(x)
+        if self.window_size:
+            y = attend_in_windows(self.attend, x, grid, self.window_size)
+        else:
+            y = self.attend(x, grid)
+        return self.output(y)
