@@ -24,4 +24,8 @@ def __getattr__(name: str):
     return to_kat
 
 
-when_imported('timm.models', lambda _: import_module('kat_mm.models.timm_models'))
+def _register_with_timm(_) -> None:
+    import_module('kat_mm.models.timm_models')
+
+
+when_imported('timm.models', _register_with_timm, 'register its models with timm')

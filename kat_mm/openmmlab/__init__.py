@@ -30,7 +30,7 @@ def _register_for_mmdet(_) -> None:
     from . import instance_tta, roi_extractor  # noqa: F401
 
 
-when_imported('mmdet.models', _register_for_mmdet)
+when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
 
 __all__ = [
     'GRKAN',

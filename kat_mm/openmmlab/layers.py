@@ -11,8 +11,10 @@ from ..models.pyramid import LayerNorm2d
 from ..rational import GroupRational
 from ..registry import Config
 
-MODELS.register_module(module=GroupRational, force=True)
-if MODELS.get('LN2d') is None:  # a plug-in's does as well
+MODELS.register_module(module=GroupRational)
+# The name that pyramids and heads of OpenMMLab know it by, in norm_cfg, and that other packages may
+# have given to a class of theirs.
+if 'LN2d' not in MODELS.module_dict:
     MODELS.register_module('LN2d', module=LayerNorm2d)
 
 

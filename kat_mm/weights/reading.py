@@ -1,6 +1,7 @@
 """Reads checkpoints of any kind, from anywhere, without letting them run code."""
 
 import hashlib
+import io
 import re
 import zipfile
 from pathlib import Path
@@ -8,19 +9,24 @@ from pathlib import Path
 import torch
 
 from ..errors import DataError
+from .unpickling import load
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 # torch stores tensors as they are; a file that unpacks to much more was made to fill the memory.
 MOST_UNPACKED = 4
 
 
-def read_checkpoint(source: str | Path, mmap: bool = True) -> object:
-    """Reads a checkpoint to the CPU, without letting it run code.
+def read_checkpoint(
+    source: str | Path, mmap: bool | None = True, map_location: object = 'cpu'
+) -> object:
+    """Reads a checkpoint, by default to the CPU, without letting it run code.
 
     Args:
         source: a file (.safetensors, or what `torch.save` wrote), a URL, or the id of a Hugging
             Face repository such as adamdad/kat_small_patch16_224, also with hf-hub: in front.
         mmap: leaves tensors in the file until they are used, so it must not change until then.
+            None is torch's default.
+        map_location: as for `torch.load`.
 
     Raises:
         DataError: names the source, what is wrong with it and what to do.
@@ -33,14 +39,17 @@ def read_checkpoint(source: str | Path, mmap: bool = True) -> object:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return _relocate(load_file(path), map_location)
         is_zip = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and not mapped
         if is_zip:
             _check_archive(path)
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and is_zip)
+        return load(path, map_location, mmap if is_zip else False)
     except DataError:
         raise
     except Exception as error:  # damaged files fail in many ways
+        if map_location != 'cpu':
+            read_checkpoint(source)  # raises, unless the place is at fault and not the file
+            raise
         raise DataError(f'checkpoint {source} cannot be read: {_unreadable(error)}') from error
 
 
@@ -126,11 +135,22 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _relocate(weights: dict[str, Tensor], map_location: object) -> dict[str, Tensor]:
+    """Returns tensors of the CPU where torch.load would have put them."""
+    if map_location is None or map_location == 'cpu':
+        return weights
+    file = io.BytesIO()
+    torch.save(weights, file)
+    file.seek(0)
+    return torch.load(file, map_location=map_location, weights_only=True)
+
+
 def _unreadable(error: Exception) -> str:
     if match := re.search(r'GLOBAL (\S+)', str(error)):
         return (
             f'it holds {match[1]}, which is refused as it could run code. Save the weights alone: '
-            'torch.save(dict(state_dict=...), path)'
+            'torch.save(dict(state_dict=...), path), or, if you trust it, allow that type with '
+            'torch.serialization.add_safe_globals'
         )
     if match := re.search(r'^.*\bis refused\b.*$', str(error), re.MULTILINE):
         return match[0]

@@ -1,34 +1,60 @@
-"""What lets today's torch run the OpenMMLab releases.
+"""What lets today's torch run the OpenMMLab releases: `install()`, and nothing by import alone."""
 
-`install()` fills these gaps, each only where it is open:
-
-- `mmcv.ops` needs the compiled module `mmcv._ext`, for which no wheel exists for a recent torch.
-  Where none is installed, `mmcv_ext.py` stands in for it, with torchvision's kernels.
-- `torch.load` refuses, since torch 2.6, the classes that mmengine's own checkpoints contain.
-  `checkpoint.py` allows these, and nothing that could run code.
-- mmengine reads what it downloads unsafely, and `load_from` takes only weights of whole models, or
-  of any other what has the right shape. `load_from.py` lets it take those of a bare KAT too, and
-  refuses those of another architecture.
-- mmdet's and mmseg's transformer layers take no `type` in their `ffn_cfg`. `ffn.py` lets mmcv's
-  FFN, which they call, honour it.
-- mmengine does not find the configs of mmsegmentation's maintained fork; `forks.py` has it do so.
-"""
-
-from .checkpoint import allow_mmengine_checkpoints
 from .ffn import honour_ffn_type
 from .finder import install_mmcv_ext_finder
 from .forks import find_configs_of_forks
 from .load_from import let_backbones_load
+from .reading import read_safely
 
 
 def install() -> None:
-    """Make mmcv's ops, mmengine's checkpoints and FFNs by type usable in this process.
+    """Makes mmcv's ops, mmengine's checkpoints and FFNs by type usable in this process.
 
-    Safe to call any number of times. It imports neither mmcv nor torchvision, does nothing about
-    a package that is not installed, and gives way to a compiled mmcv wherever there is one.
+    This is all that it changes of other packages. Any number of calls do it once.
+
+    mmcv._ext (finder.py)
+        What: a finder at the end of sys.meta_path offers `mmcv_ext.py` under that name.
+        Why: mmcv.ops needs this compiled module, which has no wheel for a recent torch.
+        For whom: an mmcv without it, where torchvision is installed.
+        Left alone: a compiled mmcv, which any finder before this one finds.
+    mmengine.runner.checkpoint.torch (reading.py)
+        What: in this one module, `torch.load` is kat_mm's reader; all else of torch is torch's.
+        Why: since torch 2.6 torch.load refuses mmengine's own checkpoints.
+        For whom: all that mmengine's CheckpointLoader reads: files, ceph, pavi, open-mmlab://.
+        Left alone: what torch.load reads with what the user has allowed it is its result, with
+            any map_location. torch.load and its safe globals elsewhere are as they were.
+    mmengine.runner.checkpoint.load_url (reading.py)
+        What: torch.hub's function is called with weights_only=True; what that refuses, kat_mm's
+            reader reads from the cache, or refuses too.
+        Why: mmengine lets what it downloads run code.
+        For whom: http(s)://, torchvision://, open-mmlab://, mmcls://.
+        Left alone: torch.hub's download and cache, model_dir, and that rank 0 goes first.
+    mmengine.runner.checkpoint._safe_torch_load (reading.py)
+        What: kat_mm's reader. Why, for whom: as above, in the maintained fork of mmengine.
+    mmengine's loader of local files (reading.py)
+        What: for a name that is no file, it asks Hugging Face: 'hf-hub:owner/name', 'owner/name'.
+        Why: KAT is published there.
+        Left alone: files; a name that is nowhere is a FileNotFoundError; a loader of the user's.
+    mmengine.runner.checkpoint._load_checkpoint_to_model (load_from.py)
+        What: weights of a bare backbone are made to fit, and those of another one refused.
+        Why: mmengine loads what happens to have the same names, and warns of the rest.
+        For whom: models with one backbone of the protocol `kat_mm.models.protocol.Backbone`.
+        Left alone: all other models.
+    mmengine.hooks.EMAHook.after_load_checkpoint (load_from.py)
+        What: it takes a file that is a state dict, without the key 'state_dict'.
+        Why: that is a KeyError, where mmengine's loading itself takes both.
+        Left alone: files that have the key.
+    mmcv.cnn.bricks.transformer.FFN (ffn.py)
+        What: FFN(type='GRKAN', ...) builds by type.
+        Why: mmdet's and mmseg's transformer layers take no type in their ffn_cfg.
+        Left alone: calls without a type, and subclasses.
+    mmengine.config.utils.MODULE2PACKAGE (forks.py)
+        What: `_base_ = 'mmseg::...'` is looked for in the package that has the module mmseg.
+        For whom: those who have onedl-mmsegmentation, whose configs mmengine does not find.
+        Left alone: mmsegmentation.
     """
     install_mmcv_ext_finder()
-    allow_mmengine_checkpoints()
+    read_safely()
     let_backbones_load()
     honour_ffn_type()
     find_configs_of_forks()

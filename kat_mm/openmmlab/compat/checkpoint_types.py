@@ -113,19 +113,19 @@ def _getattr(owner, name: str):
     )
 
 
-SAFE_GLOBALS = [
-    ConfigDict,
-    (_HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (_one_cycle, 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'),
-    (_getattr, 'builtins.getattr'),
-    (_empty_bytes, 'builtins.bytes'),
-    (_Dtype, 'numpy.dtype'),
-    (_ndarray, 'numpy.ndarray'),
-    (_new_array, 'numpy.core.multiarray._reconstruct'),  # numpy 1
-    (_new_array, 'numpy._core.multiarray._reconstruct'),  # numpy 2
-    (_new_scalar, 'numpy.core.multiarray.scalar'),
-    (_new_scalar, 'numpy._core.multiarray.scalar'),
+SAFE_GLOBALS = {
+    f'{ConfigDict.__module__}.ConfigDict': ConfigDict,
+    'mmengine.logging.history_buffer.HistoryBuffer': _HistoryBuffer,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': _one_cycle,
+    'builtins.getattr': _getattr,
+    'builtins.bytes': _empty_bytes,
+    'numpy.dtype': _Dtype,
+    'numpy.ndarray': _ndarray,
+    'numpy.core.multiarray._reconstruct': _new_array,  # numpy 1
+    'numpy._core.multiarray._reconstruct': _new_array,  # numpy 2
+    'numpy.core.multiarray.scalar': _new_scalar,
+    'numpy._core.multiarray.scalar': _new_scalar,
     # Objects of this class may be filled. A pickle names a class as module.name, so under a name
     # without a dot it cannot construct one itself.
-    (_Array, '_Array'),
-]
+    '_Array': _Array,
+}

@@ -5,6 +5,7 @@ call `FFN(**ffn_cfg)` instead, to which a type is an unexpected argument.
 """
 
 import inspect
+from types import ModuleType
 
 from ...post_import import when_imported
 
@@ -16,16 +17,18 @@ def honour_ffn_type() -> None:
     mmcv's ops. Safe to call any number of times. Without a type nothing changes, and nothing does
     for subclasses of FFN.
     """
-    when_imported('mmcv.cnn.bricks.transformer', lambda module: _honour_type(module.FFN))
+    when_imported('mmcv.cnn.bricks.transformer', _honour_type, "build mmcv's FFN by type")
 
 
-def _honour_type(ffn: type) -> None:
-    """Makes a call of the class `ffn` with a `type` build that by mmengine's registry.
+def _honour_type(module: ModuleType) -> None:
+    """Makes a call of the class `module.FFN` with a `type` build that by mmengine's registry.
 
     A metaclass does it, and not `__new__`: an FFN, or a subclass of it, that `__new__` returned
     would be initialised again, with the type as an argument.
     """
     from mmengine.registry import MODELS
+
+    ffn = module.FFN
 
     class BuiltByType(type(ffn)):
         # The metaclass's __call__ would hide what the class takes from help and editors.
