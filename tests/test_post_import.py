@@ -168,14 +168,15 @@ def test_a_failing_action_ends_no_import(seen, first):
     if first:
         import alpha_pkg
     message = (
-        r'kat_mm cannot note it \(LookupError: no such function\)\. alpha_pkg works as without '
-        r'kat_mm; to have both, upgrade alpha_pkg or kat_mm'
+        'kat_mm cannot note it (LookupError: no such function). alpha_pkg works as without '
+        'kat_mm; to have both, upgrade alpha_pkg or kat_mm'
     )
-    with pytest.warns(RuntimeWarning, match=message) as warned:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
         when_imported('alpha_pkg', fail, 'note it')
         when_imported('alpha_pkg', seen.append, 'note it')
         import alpha_pkg
-    assert len(warned) == 1
+    assert [str(warning.message) for warning in warned] == [message]
     assert seen == [alpha_pkg]
 
 
@@ -184,7 +185,7 @@ def test_a_failing_import_fails_as_ever(seen):
     when_imported('missing_pkg', seen.append, 'note it')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        with pytest.raises(RuntimeError, match='^broken$'):
+        with pytest.raises(RuntimeError, match='broken'):
             import broken_pkg  # noqa: F401
         with pytest.raises(ModuleNotFoundError, match="No module named 'missing_pkg'"):
             import missing_pkg  # noqa: F401

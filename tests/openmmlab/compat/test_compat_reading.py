@@ -1,10 +1,17 @@
-"""mmengine's checkpoints through `torch.load`: theirs are read, a pickle that runs code is not."""
+"""mmengine's loaders with kat_mm's reader: its own checkpoints are read, code is not run.
+
+Whatever mmengine alone can read or download, it does as ever.
+"""
 
 import copy
+import io
 import os
 import pathlib
 import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -17,11 +24,16 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.optim import OneCycleLR
 from mmengine.registry import DATASETS
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner, checkpoint
+from safetensors.torch import save_file
 
-import kat_mm.openmmlab.compat
 from kat_mm.errors import DataError
 from kat_mm.openmmlab.compat import checkpoint_types
+from kat_mm.weights.unpickling import ALLOWED, load
+
+
+def read(path, map_location='cpu'):
+    return CheckpointLoader.load_checkpoint(str(path), map_location, logger='silent')
 
 
 class Numbers(BaseDataset):
@@ -111,25 +123,14 @@ def trained(tmp_path_factory):
     DATASETS.module_dict.pop('Numbers')
 
 
-@pytest.fixture
-def forbidden():
-    """torch.load as it is without the install."""
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    yield
-    torch.serialization.add_safe_globals(allowed)
-
-
-@pytest.mark.usefixtures('forbidden')
-def test_resume_fails_without_install(trained):
-    checkpoint = trained[1] / 'epoch_2.pth'
-    try:
-        torch.load(checkpoint)
-    except pickle.UnpicklingError:
-        kat_mm.openmmlab.compat.install()
-        torch.load(checkpoint)
-    else:
-        pytest.skip('this mmengine writes checkpoints that torch.load reads as it is')
+def test_torch_load_is_as_ever(trained):
+    """It refuses mmengine's checkpoints, before and after kat_mm has read one."""
+    allowed = set(torch.serialization.get_safe_globals())
+    for _ in range(2):
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(trained[1] / 'epoch_2.pth')
+        read(trained[1] / 'epoch_2.pth')
+        assert set(torch.serialization.get_safe_globals()) == allowed
 
 
 def test_resume(trained):
@@ -161,8 +162,7 @@ def test_resume(trained):
 
 def test_everything_in_the_file_is_read(trained):
     path = trained[1] / 'epoch_2.pth'
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
-    meta = torch.load(path)['meta']['dataset_meta']
+    meta = read(path)['meta']['dataset_meta']
     written = trained[0].train_dataloader.dataset.metainfo
     np.testing.assert_array_equal(meta['weights'], written['weights'])
     assert meta['weights'].dtype == np.float32
@@ -179,7 +179,7 @@ def test_numpy_numbers(tmp_path, name, order):
     array = np.arange(12).reshape(3, 4).astype(dtype)
     values = {'c': array, 'fortran': np.asfortranarray(array), 'empty': array[:0]}
     torch.save({**values, 'scalar': array[1, 2], 'shared': array}, tmp_path / 'file.pth')
-    loaded = torch.load(tmp_path / 'file.pth')
+    loaded = read(tmp_path / 'file.pth')
     for key, value in values.items():
         assert isinstance(loaded[key], np.ndarray)
         # numpy itself turns what it reads into the machine's byte order.
@@ -197,12 +197,12 @@ def test_numpy_1_names(tmp_path):
     if b'numpy._core' not in content:
         pytest.skip('this numpy writes the old names itself')
     path.write_bytes(content.replace(b'numpy._core', b'numpy.core'))
-    assert torch.load(path).tolist() == [0, 1, 2]
+    assert read(path).tolist() == [0, 1, 2]
 
 
 def test_read_arrays_are_saved_as_plain_arrays(tmp_path):
     torch.save({'array': np.arange(3)}, tmp_path / 'first.pth')
-    torch.save(torch.load(tmp_path / 'first.pth'), tmp_path / 'second.pth')
+    torch.save(read(tmp_path / 'first.pth'), tmp_path / 'second.pth')
     assert type(torch.load(tmp_path / 'second.pth', weights_only=False)['array']) is np.ndarray
 
 
@@ -214,7 +214,7 @@ def test_one_cycle_scheduler(tmp_path, anneal):
     torch.save(OneCycleLR(optimizer, **config).state_dict(), tmp_path / 'file.pth')
     scheduler = OneCycleLR(optimizer, **config)
     expected = scheduler.anneal_func
-    scheduler.load_state_dict(torch.load(tmp_path / 'file.pth'))
+    scheduler.load_state_dict(read(tmp_path / 'file.pth'))
     assert scheduler.anneal_func is expected
 
 
@@ -249,10 +249,10 @@ def test_code_is_refused(tmp_path, attack, new_format):
     path, marker = tmp_path / 'file.pth', tmp_path / 'marker'
     content = {'state_dict': {}, 'meta': attack(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path)
     with pytest.raises(DataError, match='refused as it could run code'):
-        load_checkpoint(torch.nn.Linear(1, 1), str(path))
+        read(path)
+    with pytest.raises(pickle.UnpicklingError):
+        load(path)
     assert not marker.exists()
 
 
@@ -272,13 +272,13 @@ def test_a_history_buffer_brings_no_functions(tmp_path):
     buffer._statistics_methods = {'mean': system}
     torch.save(buffer, path)
     with pytest.raises(pickle.UnpicklingError, match='system'):
-        torch.load(path)
+        load(path)
     buffer._statistics_methods = {'mean': torch.Size}  # which any file may name
     torch.save(buffer, path)
-    assert torch.load(path).statistics('mean') == 1
+    assert load(path).statistics('mean') == 1
     torch.save(Call(getattr, HistoryBuffer, 'update'), path)
     with pytest.raises(pickle.UnpicklingError, match=r"getattr.*'update'.*refused"):
-        torch.load(path)
+        load(path)
 
 
 POINTERS = b'\x41' * 8
@@ -314,7 +314,7 @@ POINTERS = b'\x41' * 8
 def test_numpy_internals_are_out_of_reach(tmp_path, content, message):
     torch.save(content, tmp_path / 'file.pth')
     with pytest.raises((pickle.UnpicklingError, TypeError, ValueError), match=message):
-        torch.load(tmp_path / 'file.pth')
+        load(tmp_path / 'file.pth')
 
 
 def test_an_array_is_filled_once(tmp_path):
@@ -325,3 +325,204 @@ def test_an_array_is_filled_once(tmp_path):
         array.__setstate__(state)
     with pytest.raises(pickle.UnpicklingError, match='twice'):
         array[:0].__setstate__(state)
+
+
+REAL = [
+    np.ndarray,
+    np.dtype,
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+    np.dtypes.Float64DType,
+]
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_types_that_the_user_allows(tmp_path, fails):
+    """They serve whatever the user reads by them, whatever kat_mm has read before."""
+    torch.save({'array': np.arange(3.0)}, tmp_path / 'array.pth')
+    content = {'array': np.arange(3.0), 'history': HistoryBuffer([1.0], [1])}
+    torch.save({**content, 'code': Call(print)} if fails else content, tmp_path / 'all.pth')
+    with torch.serialization.safe_globals(REAL):
+        if fails:
+            with pytest.raises(DataError, match='refused'):
+                read(tmp_path / 'all.pth')
+        else:
+            assert isinstance(read(tmp_path / 'all.pth')['history'], HistoryBuffer)
+        for by in (torch.load, read):
+            assert type(by(tmp_path / 'array.pth')['array']) is np.ndarray
+        assert set(REAL) <= set(torch.serialization.get_safe_globals())
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'array.pth')
+
+
+def test_a_type_of_the_users_beside_those_of_mmengine(tmp_path):
+    content = {'path': Own(), 'history': HistoryBuffer([1.0], [1])}
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(DataError, match=r'holds \S*Own, .*torch.serialization.add_safe_globals'):
+        read(tmp_path / 'a.pth')
+    with torch.serialization.safe_globals([Own]):
+        assert type(read(tmp_path / 'a.pth')['path']) is Own
+
+
+class Own:
+    pass
+
+
+def test_other_threads_never_meet_our_types(tmp_path, monkeypatch):
+    """While kat_mm reads, torch.load elsewhere refuses what it refuses alone."""
+    torch.save({'array': np.arange(3)}, tmp_path / 'array.pth')
+    seen = []
+
+    def read_elsewhere(*args):
+        with ThreadPoolExecutor(1) as pool:
+            seen.append(pool.submit(torch.load, tmp_path / 'array.pth').exception())
+        return new_array(*args)
+
+    new_array = checkpoint_types._new_array
+    monkeypatch.setitem(ALLOWED, 'numpy._core.multiarray._reconstruct', read_elsewhere)
+    monkeypatch.setitem(ALLOWED, 'numpy.core.multiarray._reconstruct', read_elsewhere)
+    assert read(tmp_path / 'array.pth')['array'].tolist() == [0, 1, 2]
+    assert [type(error) for error in seen] == [pickle.UnpicklingError]
+
+
+LOCATIONS = [
+    ('meta', 'meta'),
+    (torch.device('meta'), 'meta'),
+    ({'cpu': 'meta'}, 'meta'),
+    (lambda storage, location: storage, 'cpu'),
+    (None, 'cpu'),
+]
+CONTENTS = {
+    'plain.pth': {'w': torch.ones(3)},
+    'history.pth': {'w': torch.ones(3), 'history': HistoryBuffer([1.0], [1])},
+    'weights.safetensors': {'w': torch.ones(3)},
+}
+
+
+def save(name, folder):
+    write = save_file if name.endswith('.safetensors') else torch.save
+    write(CONTENTS[name], folder / name)
+
+
+@pytest.mark.parametrize(('map_location', 'device'), LOCATIONS)
+@pytest.mark.parametrize('name', CONTENTS)
+def test_map_location(tmp_path, name, map_location, device):
+    save(name, tmp_path)
+    assert read(tmp_path / name, map_location)['w'].device.type == device
+
+
+@pytest.mark.parametrize('name', ['plain.pth', 'history.pth'])
+def test_a_wrong_map_location_is_not_the_files_fault(tmp_path, name):
+    def fail(storage, location):
+        raise LookupError('no place')
+
+    torch.save(CONTENTS[name], tmp_path / name)
+    with pytest.raises(LookupError, match='no place'):
+        read(tmp_path / name, fail)
+
+
+def test_a_buffer_is_read_from_where_it_stands(tmp_path):
+    """As load_from_ceph reads."""
+    file = io.BytesIO()
+    file.write(b'12345')
+    torch.save(CONTENTS['history.pth'], file, _use_new_zipfile_serialization=False)
+    file.seek(5)
+    assert checkpoint.torch.load(file, map_location='cpu')['w'].tolist() == [1, 1, 1]
+
+
+def test_the_loaders_are_mmengines_own():
+    assert checkpoint.load_from_local.__module__ == checkpoint.__name__
+    for scheme in ('http', 'openmmlab', 'torchvision', 'mmcls', 'pavi', 'ceph'):
+        assert getattr(checkpoint, f'load_from_{scheme}').__module__ == checkpoint.__name__
+    for path, name in {'a.pth': 'local', 'https://a/b.pth': 'http', 's3://a/b': 'ceph'}.items():
+        assert CheckpointLoader._get_checkpoint_loader(path).__name__ == f'load_from_{name}'
+    assert checkpoint.torch.nn is torch.nn
+    assert checkpoint.torch.save is torch.save
+
+
+@pytest.mark.parametrize('name', ['gone.pth', '/nowhere/gone.pth', 'runs/last', '.', 'swift://a/b'])
+def test_missing_files(name, monkeypatch, tmp_path):
+    hub = pytest.importorskip('huggingface_hub')
+
+    def fail(*args):
+        raise OSError('404')
+
+    monkeypatch.setattr(hub, 'hf_hub_download', fail)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f'checkpoint {name}')) as caught:
+        read(name)
+    assert isinstance(caught.value, DataError)
+
+
+URL = 'https://example.org/some/weights.pth?version=3'
+NAMED = ['torchvision://resnet18', 'open-mmlab://resnet50_caffe', 'mmcls://vgg11']
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    """The files that torch.hub has been asked for; each holds `downloads.content`."""
+
+    class Downloads(list):
+        content: ClassVar = CONTENTS['history.pth']
+
+    files = Downloads()
+
+    def download(url, path, hash_prefix=None, progress=True):
+        files.append(pathlib.Path(path))
+        torch.save(files.content, path)
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    return files
+
+
+@pytest.mark.parametrize('name', [URL, *NAMED[:2]])
+def test_downloads_fill_and_use_the_cache_of_torch_hub(name, downloads, tmp_path):
+    for _ in range(2):
+        assert read(name)['w'].tolist() == [1, 1, 1]
+    [file] = downloads
+    assert file.parent == tmp_path / 'hub' / 'checkpoints'
+    if name == URL:
+        assert file.name == 'weights.pth'
+
+
+@pytest.mark.parametrize('content', CONTENTS)
+def test_a_file_in_the_cache_is_not_downloaded(content, downloads, tmp_path):
+    folder = tmp_path / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+    save(content, folder)
+    assert read(f'https://example.org/{content}', 'meta')['w'].is_meta
+    assert not downloads
+
+
+def test_model_dir(downloads, tmp_path):
+    checkpoint.load_from_http(URL, map_location='cpu', model_dir=str(tmp_path), progress=False)
+    assert downloads == [tmp_path / 'weights.pth']
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_others_wait_until_rank_0_has_downloaded(rank, downloads, monkeypatch):
+    at_barrier = []
+    monkeypatch.setattr(checkpoint, 'get_dist_info', lambda: (rank, 2))
+    monkeypatch.setattr(torch.distributed, 'barrier', lambda: at_barrier.append(len(downloads)))
+    read(URL)
+    assert at_barrier == [1 - rank]
+    assert len(downloads) == 1
+
+
+@pytest.mark.parametrize('name', [URL, *NAMED])
+def test_downloads_are_read_without_running_code(name, downloads, capsys):
+    downloads.content = {'state_dict': {}, 'hook': Call(print, 'this ran')}
+    with pytest.raises(DataError, match='refused as it could run code'):
+        read(name)
+    assert 'this ran' not in capsys.readouterr().out
+
+
+def test_a_failing_download_fails_as_ever(monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise URLError('timed out')
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fail)
+    with pytest.raises(URLError, match='timed out'):
+        read(URL)
