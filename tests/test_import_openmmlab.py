@@ -10,12 +10,12 @@ from test_import import python
 
 import kat_mm.openmmlab
 import kat_mm.openmmlab.compat
-from kat_mm.models import GRKAN, SimplePyramid
+from kat_mm.openmmlab import GRKAN, KAT, SimplePyramid
 from kat_mm.rational import GroupRational
 
 
 def test_parts_are_registered():
-    for cls in (GroupRational, GRKAN, SimplePyramid, kat_mm.openmmlab.KAT):
+    for cls in (GroupRational, GRKAN, SimplePyramid, KAT):
         assert MODELS.get(cls.__name__) is cls
     assert HOOKS.get('SafeCheckpointHook') is kat_mm.openmmlab.SafeCheckpointHook
 

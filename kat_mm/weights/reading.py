@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import DataError
 from .unpickling import load

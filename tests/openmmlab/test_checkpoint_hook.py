@@ -10,6 +10,7 @@ from small_runner import small_runner
 from kat_mm.openmmlab import latest_checkpoint
 from kat_mm.openmmlab.hooks import checkpoint as checkpoint_hook
 from kat_mm.openmmlab.hooks.checkpoint import AtomicLocalBackend
+from kat_mm.weights.reading import read_checkpoint
 
 
 def save(path, mtime=None):
@@ -110,7 +111,10 @@ def test_an_interrupted_checkpoint_replaces_none(tmp_path, interrupt, options, i
         small_runner(tmp_path, length=4, checkpoint=options).train()
     assert names(tmp_path) == left
     for name in left:
-        assert torch.load(tmp_path / name)['state_dict'].keys() == {'linear.weight', 'linear.bias'}
+        assert read_checkpoint(tmp_path / name)['state_dict'].keys() == {
+            'linear.weight',
+            'linear.bias',
+        }
     last = [name for name in left if name.startswith('epoch')][-1]
     assert latest_checkpoint(tmp_path) == str(tmp_path / last)
 
@@ -133,7 +137,7 @@ def test_an_interrupted_repetition_keeps_the_first(tmp_path, monkeypatch):
     # Both of the best: the one that epoch_2.pth knows of, and the one that it does not know yet.
     bests = ['best_rising_score_epoch_1.pth', 'best_rising_score_epoch_2.pth']
     assert names(tmp_path) == [*bests, 'epoch_2.pth']
-    assert torch.load(tmp_path / 'epoch_2.pth')['meta']['epoch'] == 2
+    assert read_checkpoint(tmp_path / 'epoch_2.pth')['meta']['epoch'] == 2
 
 
 def test_outdated_checkpoints_go_in_the_end(tmp_path):

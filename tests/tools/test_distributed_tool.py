@@ -1,11 +1,11 @@
 """Training in two processes on one machine."""
 
 import pytest
-import torch
 from tool_runs import TOOLS, run_alone
 
 from kat_mm.openmmlab.config_checks import check_checkpoint
 from kat_mm.openmmlab.curves import read_scalars
+from kat_mm.weights.reading import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -25,5 +25,5 @@ def test_two_processes(flat_config, tmp_path):
     assert 'coco/bbox_mAP' in validation[0]
     path = tmp_path / 'run' / 'epoch_1.pth'
     check_checkpoint(str(path), resume=True)
-    weights = torch.load(path)['state_dict']
+    weights = read_checkpoint(path)['state_dict']
     assert 'backbone.blocks.0.mlp.act1.weight_numerator' in weights

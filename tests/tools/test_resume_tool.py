@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kat_mm.openmmlab.curves import read_scalars
+from kat_mm.weights.reading import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(
     assert resumed.keys() == expected.keys()
     assert resumed == pytest.approx(expected, rel=0, abs=1e-6)
     first, second = (
-        torch.load(work_dir / 'epoch_3.pth')['state_dict']
+        read_checkpoint(work_dir / 'epoch_3.pth')['state_dict']
         for work_dir in (trained[1], tmp_path / 'run')
     )
     for name, weight in first.items():

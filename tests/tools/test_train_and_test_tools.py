@@ -12,6 +12,7 @@ from tool_runs import TOOLS, VAL, run_alone
 
 from kat_mm.openmmlab import latest_checkpoint
 from kat_mm.openmmlab.curves import read_scalars
+from kat_mm.weights.reading import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +75,7 @@ def test_options_reach_the_config(detection_config, run_tool, tmp_path):
 @pytest.mark.parametrize('option', ['model.backbone.init_cfg.checkpoint', 'load_from'])
 def test_training_starts_from_given_weights(trained, flat_config, run_tool, tmp_path, option):
     """At a learning rate of 0 they stay what they were."""
-    given = torch.load(trained[1] / 'epoch_3.pth')['state_dict']
+    given = read_checkpoint(trained[1] / 'epoch_3.pth')['state_dict']
     if option != 'load_from':
         given = {name: w for name, w in given.items() if name.startswith('backbone.')}
         pretrained = {name.removeprefix('backbone.'): w + 0.1 for name, w in given.items()}
@@ -88,7 +89,7 @@ def test_training_starts_from_given_weights(trained, flat_config, run_tool, tmp_
         *('optim_wrapper.optimizer.lr=0', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9'),
         *(['model.backbone.init_cfg.type=Pretrained'] if option != 'load_from' else []),
     ).ended_well()
-    weights = torch.load(tmp_path / 'run' / 'epoch_1.pth')['state_dict']
+    weights = read_checkpoint(tmp_path / 'run' / 'epoch_1.pth')['state_dict']
     for name, weight in given.items():
         torch.testing.assert_close(weights[name], weight, msg=name)
 

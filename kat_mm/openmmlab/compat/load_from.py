@@ -35,7 +35,7 @@ def let_backbones_load() -> None:
 
 
 def _place_first(load_to_model):
-    """Returns mmengine's function that loads a checkpoint's content, with `place_backbone` first"""
+    """Returns mmengine's function that loads into a model, with `place_backbone` before it."""
 
     @wraps(load_to_model)
     def place_and_load(model, checkpoint, strict=False, logger=None, revise_keys=MODULE_PREFIX):

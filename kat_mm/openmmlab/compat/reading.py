@@ -18,7 +18,7 @@ import torch
 from mmengine.runner import checkpoint
 
 from ...errors import DataError
-from ...weights.checkpoint import read_checkpoint
+from ...weights.reading import read_checkpoint
 from ...weights.unpickling import ALLOWED
 from ...weights.unpickling import load as load_allowed
 from .checkpoint_types import SAFE_GLOBALS

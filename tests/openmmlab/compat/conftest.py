@@ -1,7 +1,6 @@
 from mmcv_ops import COMPILED
 
 import kat_mm.openmmlab.compat
-from kat_mm.models.kat import KAT
 
 kat_mm.openmmlab.compat.install()
 
@@ -10,9 +9,3 @@ collect_ignore = []
 if COMPILED:
     ops = ('deform_conv', 'focal_loss', 'ms_deform_attn', 'nms', 'psamask', 'roi_align')
     collect_ignore = [f'test_compat_{subject}.py' for subject in ('install', *ops)]
-
-if not hasattr(KAT, 'adapt_checkpoint'):  # until KAT has all of the protocol Backbone
-    from kat_mm.models.pretrained import fit_weights
-
-    KAT.adapt_checkpoint = fit_weights
-    KAT.check_image_size = lambda self, height, width: None

@@ -13,7 +13,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
 from kat_mm.errors import DataError
-from kat_mm.weights.checkpoint import weights_of
+from kat_mm.weights.layout import weights_of
 
 pytest.importorskip('timm')
 import kats
@@ -27,7 +27,8 @@ def messages(monkeypatch):
     def note(text, *args, **kwargs):
         texts.append(str(text))
 
-    monkeypatch.setattr('kat_mm.models.pretrained.print_log', note)
+    # What the core logs goes to mmengine's logger.
+    monkeypatch.setattr('kat_mm.openmmlab.core_log.print_log', note)
     monkeypatch.setattr('mmengine.runner.checkpoint.print_log', note)
     return texts
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from kat_mm.errors import DataError
 from kat_mm.openmmlab.compat import checkpoint_types
+from kat_mm.openmmlab.compat.reading import read_safely
 from kat_mm.weights.unpickling import ALLOWED, load
 
 
@@ -188,6 +189,21 @@ def test_numpy_numbers(tmp_path, name, order):
     assert loaded['shared'] is loaded['c']
     assert loaded['scalar'] == array[1, 2]
     assert loaded['scalar'].dtype == array[1, 2].dtype
+
+
+def test_malformed_sparse_tensors_are_refused(tmp_path):
+    """As torch.load does; their indices would reach beyond the memory of a tensor."""
+    beyond = torch.sparse_coo_tensor([[5]], [1.0], (2,), check_invariants=False)
+    torch.save({'history': HistoryBuffer([1.0], [1]), 'w': beyond}, tmp_path / 'file.pth')
+    with pytest.raises(DataError, match='cannot be read'):
+        read(tmp_path / 'file.pth')
+
+
+def test_the_function_of_the_fork(monkeypatch):
+    """onedl-mmengine reads through one that falls back to running code."""
+    monkeypatch.setattr(checkpoint, '_safe_torch_load', lambda *_, **__: None, raising=False)
+    read_safely()
+    assert checkpoint._safe_torch_load is checkpoint.torch.load
 
 
 def test_numpy_1_names(tmp_path):
