@@ -43,10 +43,7 @@ COLUMNS = (
 
 def build(config_path: str, options: dict, batches: int):
     """Returns what makes one training step, over the batches in turn, its model and optimizer."""
-    args = argparse.Namespace(
-        config=config_path, cfg_options=options, launcher='none', work_dir=None, local_rank=0
-    )
-    config = configs.load_config(args)
+    config = configs.read_config(config_path, options)
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
     config.log_level = 'WARNING'
     config.experiment_name = config_path.replace('/', '_')

@@ -7,17 +7,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.digits.comparison import draw_comparisons
 from kat_mm.openmmlab import latest_checkpoint
+from kat_mm.openmmlab.configs import read_config
 from kat_mm.openmmlab.curves import plot_training, read_scalars
 
 TOOLS = Path(__file__).resolve().parent
-CONFIG = TOOLS.parent / 'configs' / 'kat_maskrcnn_digits.py'
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,15 @@ def run(tool: str, *arguments) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--config', type=Path, default=CONFIG, help='a config on digit scenes')
+    parser.add_argument(
+        '--config', default='kat_mm::kat_maskrcnn_digits.py', help='a config on digit scenes'
+    )
     parser.add_argument('--data', type=Path, default=Path('data/digit_scenes'), help='its data')
     parser.add_argument('--pictures', type=int, default=12, help='validation scenes to draw')
     args = parser.parse_args()
-    task = TASKS[Config.fromfile(args.config).default_scope]
-    work_dir = Path('work_dirs') / args.config.stem
+    config = read_config(args.config)
+    task = TASKS[config.default_scope]
+    work_dir = Path('work_dirs') / Path(config.filename).stem
     predictions = work_dir / 'predictions'
 
     start = time.time()

@@ -13,7 +13,6 @@ of the first 100 by mmdet's Mask R-CNN.
 import argparse
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
@@ -32,9 +31,9 @@ from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
 from kat_mm.models import ARCHS, KAT
 from kat_mm.openmmlab import configs
+from kat_mm.openmmlab.config_names import find_config
 from kat_mm.openmmlab.dry_run import meta_parameters, prepare
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 CLASSES = 1000
 
 
@@ -83,7 +82,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', metavar='CONFIG', help=f'config file, or {", ".join(ARCHS)}')
+    parser.add_argument(
+        'config',
+        metavar='CONFIG',
+        help=f'config file, name such as mmdet::FOLDER/NAME, or {", ".join(ARCHS)}',
+    )
     parser.add_argument(
         '--size', nargs=2, type=positive, metavar=('H', 'W'), help='size of the image in pixels'
     )
@@ -100,7 +103,6 @@ def parse_args() -> argparse.Namespace:
         default='meta',
         help='cpu really computes, which is slow; some models need the values',
     )
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
 
 
@@ -115,9 +117,8 @@ def image_size(config: Config) -> tuple[int, int]:
 
 def published(args: argparse.Namespace, size: tuple[int, int]) -> Published | None:
     """Returns the published figures of this arch or config, if it is as they have it."""
-    paths = {str(CONFIGS / name): figures for name, figures in PUBLISHED.items()}
-    path = args.config if args.config in ARCHS else str(Path(args.config).resolve())
-    figures = {**PUBLISHED, **paths}.get(path)
+    name = args.config if args.config in ARCHS else find_config(args.config)[1]
+    figures = PUBLISHED.get(name.removeprefix('kat_mm::'))
     return figures if figures and size == figures.size and not args.cfg_options else None
 
 
@@ -160,7 +161,7 @@ def main():
             model = Classifier(args.config, size).eval()
         call = dict(images=torch.zeros(1, 3, *size, device='meta'))
     else:
-        config = configs.load_config(args)
+        config = configs.read_config(args.config, args.cfg_options)
         if 'model' not in config:
             raise ConfigError(f'config {args.config} has no model to count')
         size = tuple(args.size or image_size(config))

@@ -1,25 +1,30 @@
 """What the tools of OpenMMLab runs share: their options, and the config with these in it."""
 
 import argparse
-import difflib
 import logging
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.utils import import_modules_from_strings
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UserError, one_line
+from .config_names import find_config
+
+OURS = 'kat_mm.openmmlab'  # the module that registers ours
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Returns the parser with the options that training and testing share."""
     result = argparse.ArgumentParser(description=description)
-    result.add_argument('config', help='config file')
+    result.add_argument(
+        'config', help='config file, or the name of one, such as kat_mm::NAME or mmdet::FOLDER/NAME'
+    )
     result.add_argument('--work-dir', help='where logs, checkpoints and results go')
     result.add_argument(
         '--cfg-options',
@@ -43,31 +48,63 @@ def load_config(args: argparse.Namespace) -> Config:
     """Reads the config and puts the shared options in.
 
     Raises:
-        ConfigError: if there is no such file; it names the closest ones.
+        ConfigError: as `read_config` does.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    # mmengine reads `_base_ = 'mmdet::...'` through it, once for each such line.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-    path = Path(args.config)
-    if not path.is_file():
-        known = [str(p) for p in (path.parent if path.parent.is_dir() else Path()).glob('*.py')]
-        known += [str(p) for p in Path('configs').glob('**/*.py') if '_base_' not in p.parts]
-        close = difflib.get_close_matches(args.config, sorted(set(known)), 3, 0.5)
-        hint = f'did you mean {" or ".join(close)}?' if close else 'configs are in configs/'
-        raise ConfigError(f'config {args.config} does not exist; {hint}')
-    try:
-        config = Config.fromfile(path)
-    except (OSError, SyntaxError) as error:  # of the file or of one that it inherits from
-        raise ConfigError(f'config {path} cannot be read: {_one_line(error)}') from error
-    config.merge_from_dict(args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get('work_dir') is None:
-        config.work_dir = str(Path('work_dirs') / path.stem)
+        config.work_dir = str(Path('work_dirs') / Path(config.filename).stem)
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         distribute_on_cpu(config)
     return config
+
+
+def read_config(name: str, options: Mapping = MappingProxyType({})) -> Config:
+    """Reads a config, overrides settings of it and imports its custom modules.
+
+    Args:
+        name: its path, or its name inside a package; see `find_config`.
+        options: settings by their dotted keys.
+
+    Raises:
+        ConfigError: if there is no such config or it cannot be read.
+    """
+    path, _ = find_config(name)
+    try:
+        config = Config.fromfile(path, import_custom_modules=False)
+    except UserError:
+        raise
+    except Exception as error:  # configs are programs
+        raise ConfigError(f'config {name} cannot be read: {one_line(error)}') from error
+    config.merge_from_dict(dict(options))
+    if config.get('custom_imports'):
+        _import_custom_modules(name, config.custom_imports)
+    return config
+
+
+def _import_custom_modules(name: str, settings: ConfigDict) -> None:
+    """Imports the modules of `custom_imports`, and replaces those that no longer register ours."""
+    modules = settings.imports if isinstance(settings.imports, list) else [settings.imports]
+    old = [
+        m for m in modules if f'{m}.'.startswith('kat_mm.') and not f'{m}.'.startswith(f'{OURS}.')
+    ]
+    if old:
+        print_log(
+            f'config {name}: custom_imports: {", ".join(old)} registers nothing; {OURS} does, and '
+            'is imported instead: change it in the config',
+            level=logging.WARNING,
+        )
+        settings.imports = list(dict.fromkeys(OURS if m in old else m for m in modules))
+    try:
+        import_modules_from_strings(**settings)
+    except ImportError as error:
+        raise ConfigError(
+            f'config {name}: custom_imports: {one_line(error.__context__ or error)}; the folder of '
+            'a custom module must be in PYTHONPATH'
+        ) from error
 
 
 def distribute_on_cpu(config: Config) -> None:
@@ -106,7 +143,3 @@ def nested(node, key: str) -> Iterator[ConfigDict]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from nested(value, key)
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())

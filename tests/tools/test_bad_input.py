@@ -38,14 +38,16 @@ def test_missing_config(run_tool, tool):
     run = run_tool(ROOT, tool, 'configs/kat_mask_rcnn_coco.py', *checkpoint)
     assert run.error() == (
         'config configs/kat_mask_rcnn_coco.py does not exist; did you mean '
-        'configs/kat_maskrcnn_coco.py or configs/coco/kat_tiny_maskrcnn_coco.py or '
-        'configs/coco/kat_base_maskrcnn_coco.py?'
+        'configs/kat_maskrcnn_coco.py or kat_mm::coco/kat_tiny_maskrcnn_coco.py or '
+        'kat_mm::coco/kat_base_maskrcnn_coco.py?'
     )
 
 
 def test_missing_config_unlike_any(run_tool):
     message = run_tool(ROOT, 'train.py', 'zzzzz').error()
-    assert message == 'config zzzzz does not exist; configs are in configs/'
+    assert message == (
+        'config zzzzz does not exist; give a path, kat_mm::NAME or mmdet::FOLDER/NAME'
+    )
 
 
 @pytest.mark.parametrize(

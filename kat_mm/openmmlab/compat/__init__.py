@@ -1,14 +1,14 @@
 """What lets today's torch run the OpenMMLab releases: `install()`, and nothing by import alone."""
 
+from .config_paths import find_configs_in_packages
 from .ffn import honour_ffn_type
 from .finder import install_mmcv_ext_finder
-from .forks import find_configs_of_forks
 from .load_from import let_backbones_load
 from .reading import read_safely
 
 
 def install() -> None:
-    """Makes mmcv's ops, mmengine's checkpoints and FFNs by type usable in this process.
+    """Makes mmcv's ops, mmengine's checkpoints, and parts and configs by name usable here.
 
     This is all that it changes of other packages. Any number of calls do it once.
 
@@ -48,16 +48,18 @@ def install() -> None:
         What: FFN(type='GRKAN', ...) builds by type.
         Why: mmdet's and mmseg's transformer layers take no type in their ffn_cfg.
         Left alone: calls without a type, and subclasses.
-    mmengine.config.utils.MODULE2PACKAGE (forks.py)
-        What: `_base_ = 'mmseg::...'` is looked for in the package that has the module mmseg.
-        For whom: those who have onedl-mmsegmentation, whose configs mmengine does not find.
-        Left alone: mmsegmentation.
+    mmengine.config.Config._get_cfg_path (config_paths.py)
+        What: `_base_ = 'PACKAGE::PATH'` is looked for where the module PACKAGE is, kat_mm's
+            configs too.
+        Why: mmengine knows its own packages alone, none of the maintained forks', and asks
+            pkg_resources, which setuptools has dropped.
+        Left alone: paths, and what is not found so.
     """
     install_mmcv_ext_finder()
     read_safely()
     let_backbones_load()
     honour_ffn_type()
-    find_configs_of_forks()
+    find_configs_in_packages()
 
 
 __all__ = ['install']

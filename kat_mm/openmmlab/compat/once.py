@@ -9,4 +9,5 @@ def replace(owner: object, name: str, make: Callable) -> None:
     if not hasattr(original, '_by_kat_mm'):
         replacement = make(original)
         replacement._by_kat_mm = True
-        setattr(owner, name, replacement)
+        is_static = isinstance(vars(owner).get(name), staticmethod)
+        setattr(owner, name, staticmethod(replacement) if is_static else replacement)

@@ -1,19 +1,16 @@
 """Reads configs, and writes changed ones as small files that inherit the old ones."""
 
-import difflib
 import keyword
 import os
 import tempfile
-from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 
 from ...errors import ConfigError, one_line
+from ..config_names import find_config
 
 WIDTH = 100
-PACKAGES = ('mmdet', 'mmseg')
 
 
 def read_config(name: str) -> tuple[Config, str]:
@@ -26,7 +23,7 @@ def read_config(name: str) -> tuple[Config, str]:
     Raises:
         ConfigError: if there is none, with the closest names, or if it cannot be read.
     """
-    base = _find(name)
+    _, base = find_config(name)
     try:
         return _load(base), base
     except Exception as error:  # configs are programs
@@ -122,42 +119,6 @@ def _load(base: str) -> Config:
         path = Path(folder, 'config.py')
         path.write_text(f'_base_ = {base!r}\n')
         return Config.fromfile(path, import_custom_modules=False)
-
-
-def _find(name: str) -> str:
-    package, _, inner = name.rpartition('::')
-    roots = {p: _configs_of(p) for p in ([package] if package else PACKAGES)}
-    if package:
-        if roots[package] is None:
-            raise ConfigError(f'config {name}: the package {package} has no configs or is missing')
-        path = roots[package] / (inner if inner.endswith('.py') else f'{inner}.py')
-    else:
-        path = Path(name).resolve()
-    if not path.is_file():
-        inside = [(p, file) for p, root in roots.items() if root for file in root.rglob('*.py')]
-        known = [f'{p}::{file.relative_to(roots[p]).as_posix()}' for p, file in inside]
-        known += [str(file) for file in path.parent.glob('*.py')] if not package else []
-        raise ConfigError(f'config {name} does not exist; {_hint(name, known)}')
-    for package, root in roots.items():
-        if root and path.is_relative_to(root):
-            return f'{package}::{path.relative_to(root).as_posix()}'
-    return str(path)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    def short(name_or_path: str) -> str:
-        stem = name_or_path.removesuffix('.py')
-        return stem.partition('::')[2] if '::' in name else stem.rpartition('/')[2]
-
-    by_short = {short(key): key for key in known if '_base_/' not in key}
-    close = [by_short[key] for key in difflib.get_close_matches(short(name), by_short, 3, 0.5)]
-    return f'did you mean {" or ".join(close)}?' if close else 'give a path or mmdet::FOLDER/NAME'
-
-
-def _configs_of(package: str) -> Path | None:
-    spec = find_spec(package)
-    root = Path(spec.origin).resolve().parent / '.mim' / 'configs' if spec and spec.origin else None
-    return root.resolve() if root and root.is_dir() else None
 
 
 def _is_name(key) -> bool:

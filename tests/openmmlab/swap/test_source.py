@@ -107,7 +107,7 @@ def test_shipped_configs_are_found_by_name_and_by_path():
     [
         ('mmdet::detr/detr_r50_8xb2_150e_coco', 'mmdet::detr/detr_r50_8xb2-150e_coco.py'),
         ('configs/detr_r50_8xb2_150e_coco.py', 'mmdet::detr/detr_r50_8xb2-150e_coco.py'),
-        ('mmdet::zzzzz', 'zzzzz does not exist; give a path or mmdet::FOLDER/NAME'),
+        ('mmdet::zzzzz', 'zzzzz does not exist; give a path, kat_mm::NAME or mmdet::FOLDER/NAME'),
         ('mmfoo::detr/detr', 'the package mmfoo has no configs or is missing'),
     ],
 )
