@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
+EXTRAS ?= test
 PIP_FLAGS ?= -q --disable-pip-version-check
 
 INSTALLED := $(VENV)/.installed
-BUILT := $(VENV)/.built
+BUILT := $(VENV)/.built-$(EXTRAS)
 RUN := PYTHONUNBUFFERED=1 $(VENV)/bin/python
 
 .PHONY: demo demo-seg test lint setup clean
@@ -22,8 +23,9 @@ $(INSTALLED): $(REQUIREMENTS) .ci/constraints.txt
 	touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(wildcard ops/*.h ops/*/*)
-	@echo 'Building the op.'
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-build-isolation --no-deps -e .
+	@echo 'Building the op, and installing the packages for: $(EXTRAS).'
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-build-isolation \
+		-c .ci/constraints.txt -e '.[$(EXTRAS)]'
 	@$(VENV)/bin/python -c 'from kat_mm.rational.op import compiled_devices as d; print("Compiled kernels:", *d() or ["none"])'
 	touch $@
 
@@ -43,4 +45,4 @@ lint: $(BUILT)
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard ops/*.h ops/*/*)
 
 clean:
-	rm -rf build kat_mm.egg-info kat_mm/*.so $(BUILT)
+	rm -rf build kat_mm.egg-info kat_mm/*.so $(VENV)/.built-*

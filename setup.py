@@ -17,6 +17,10 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
 CUDA_SOURCES = ['ops/cuda/rational.cu', 'ops/cuda/layer_norm_rational.cu']
+EXTRAS = {
+    'test': ['pytest', 'hypothesis', 'model-index'],
+    'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
+}
 CXX_FLAGS = ['-O3', '-fvisibility=hidden', TARGET_FLAG]
 
 
@@ -136,7 +140,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10, <3.14',  # as OpenMMLab's releases run on
     packages=find_packages(include=['kat_mm', 'kat_mm.*']),
-    install_requires=['torch'],
+    install_requires=['torch'],  # the rest is in requirements.txt: forks of it share import names
+    extras_require=EXTRAS,
     ext_modules=extensions(),
     cmdclass=command_classes(),
     options={'bdist_wheel': {'py_limited_api': 'cp310'}},

@@ -1,10 +1,13 @@
-"""What all command-line tools share: errors in one line, functions that the user names."""
+"""What command-line tools share: errors in one line, options, functions that the user names."""
 
+import argparse
 import importlib
 import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+
+import torch
 
 from .errors import ConfigError, UserError, one_line
 
@@ -52,3 +55,33 @@ def run_reporting_errors(main: Callable[[], None]) -> None:
         message = re.sub(r'^([\w.]+Error: )?(class `\w+` in \S+: )*', '', message)
         print(f'error: {message}', file=sys.stderr)
         sys.exit(1)
+
+
+def positive(text: str) -> int:
+    """Parses an option that counts something."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
+    return int(text)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Returns the device of a --device option; without one a GPU if there is any.
+
+    Raises:
+        ConfigError: for a device that is unknown or not there.
+    """
+    if name is None:
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ('cuda', 'cpu'):
+        raise ConfigError(f'--device {name}: must be cuda or cpu')
+    if device.type == 'cuda':
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f'--device {name}: torch finds {torch.cuda.device_count()} GPUs; use --device cpu'
+            )
+        torch.cuda.set_device(0 if device.index is None else device.index)
+    return device

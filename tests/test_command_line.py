@@ -1,6 +1,9 @@
-import pytest
+import argparse
 
-from kat_mm.command_line import load_callable
+import pytest
+import torch
+
+from kat_mm.command_line import choose_device, load_callable, positive
 from kat_mm.errors import ConfigError
 from kat_mm.rational.reference import rational_reference
 
@@ -33,3 +36,28 @@ def test_loads_a_function():
 def test_names_that_cannot_be_loaded(name, message):
     with pytest.raises(ConfigError, match=f'--provider {name}: {message}'):
         load_callable(name, '--provider')
+
+
+def test_choose_device():
+    assert choose_device('cpu') == torch.device('cpu')
+    assert choose_device(None).type == ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('gpu', '--device gpu: must be cuda or cpu'),
+        ('meta', '--device meta: must be cuda or cpu'),
+        ('cuda:99', r'--device cuda:99: torch finds \d+ GPUs; use --device cpu'),
+    ],
+)
+def test_devices_that_are_not_there(name, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_device(name)
+
+
+@pytest.mark.parametrize('text', ['0', '-1', '1.5', 'many', ''])
+def test_counts_start_at_one(text):
+    assert positive('12') == 12
+    with pytest.raises(argparse.ArgumentTypeError, match=f'from 1 on, got {text!r}'):
+        positive(text)

@@ -24,22 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kat_mm.attention.mimetic import skip_mimetic_init
-from kat_mm.benchmarking.timing import (
+from kat_mm.benchmarking.rows import (
     ORIGIN,
     add_step_ratios,
     append_csv,
     check_csv,
-    choose_device,
-    gpu_usage,
     origin,
-    owned_bytes,
-    positive,
-    progress,
-    spread,
     step_table,
-    time_in_turns,
 )
-from kat_mm.command_line import run_reporting_errors
+from kat_mm.benchmarking.timing import gpu_usage, owned_bytes, progress, spread, time_in_turns
+from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
 from kat_mm.models import KAT
 

@@ -42,18 +42,9 @@ from kat_mm.benchmarking.providers import (
     make_inputs,
     memory,
 )
-from kat_mm.benchmarking.timing import (
-    ORIGIN,
-    append_csv,
-    check_csv,
-    choose_device,
-    origin,
-    positive,
-    progress,
-    spread,
-    time_in_turns,
-)
-from kat_mm.command_line import load_callable, run_reporting_errors
+from kat_mm.benchmarking.rows import ORIGIN, append_csv, check_csv, origin
+from kat_mm.benchmarking.timing import progress, spread, time_in_turns
+from kat_mm.command_line import choose_device, load_callable, positive, run_reporting_errors
 from kat_mm.errors import ConfigError, UserError, one_line
 
 SHAPES = ['128x197x3072', '8x4096x3072', 'cf:8x256x200x256', '128x197x768', '2x4150x1536']

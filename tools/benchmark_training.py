@@ -15,23 +15,23 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 from rich.console import Console
 
-from kat_mm.benchmarking.timing import (
+from kat_mm.benchmarking.rows import (
     ORIGIN,
     add_step_ratios,
     append_csv,
     check_csv,
-    choose_device,
+    origin,
+    step_table,
+)
+from kat_mm.benchmarking.timing import (
     gpu_usage,
     host_ms,
-    origin,
     owned_bytes,
-    positive,
     progress,
     spread,
-    step_table,
     time_in_turns,
 )
-from kat_mm.command_line import run_reporting_errors
+from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.openmmlab import config_checks, configs
 
 COLUMNS = (

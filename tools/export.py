@@ -13,8 +13,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
-from kat_mm.benchmarking.timing import choose_device, positive
-from kat_mm.command_line import run_reporting_errors
+from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.errors import ConfigError
 from kat_mm.models.export import export_backbone, run, save
 from kat_mm.openmmlab import config_checks, configs

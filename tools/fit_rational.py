@@ -35,7 +35,6 @@ def parse_args() -> argparse.Namespace:
 
 def plot(name: str, function: Function, fit: Fit, low: float, high: float, png: Path) -> None:
     """Draws the function and its fit, also beside the interval, and the error."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     beside = (high - low) / 4
@@ -43,7 +42,6 @@ def plot(name: str, function: Function, fit: Fit, low: float, high: float, png: 
     inside = torch.linspace(low, high, 4001, dtype=torch.float64)
     coefficients = torch.tensor(fit.numerator), torch.tensor(fit.denominator)
     figure = Figure(figsize=(11, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
     curves, errors = figure.subplots(1, 2)
     curves.axvspan(low, high, color='0.93', label=f'fitted on [{low:g}, {high:g}]')
     curves.plot(x, function(x), label=name, linewidth=5, color='tab:blue', alpha=0.4)

@@ -26,8 +26,7 @@ from kat_mm.benchmarking.operations import (
     Part,
     count_parts,
 )
-from kat_mm.benchmarking.timing import positive
-from kat_mm.command_line import run_reporting_errors
+from kat_mm.command_line import positive, run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
 from kat_mm.models import ARCHS, KAT
 from kat_mm.openmmlab import configs

@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from ..openmmlab.optimizer import NORMS
+from ..norms import NORMS
 from ..rational.layer import GroupRational
 
 aten, rational = torch.ops.aten, torch.ops.kat_mm.rational

@@ -14,11 +14,9 @@ def plot_sizes(rows: Sequence[dict], png: str | Path) -> None:
         rows: rows of tools/benchmark_rational.py, with `elements` in each.
         png: the file; folders that are missing are made.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
     names = dict.fromkeys(row['provider'] for row in rows)
     for axes, part in zip(figure.subplots(1, 2, sharey=True), TRAFFIC, strict=True):
         for name in names:

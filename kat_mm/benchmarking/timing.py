@@ -1,29 +1,19 @@
-"""What the benchmark tools share: timing by turns, spreads, the origin of figures, CSV files."""
+"""Times of calls that take turns, their spreads, and what a step takes of a GPU."""
 
-import argparse
-import csv
 import math
-import os
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from ..errors import ConfigError, DataError
-
-ORIGIN = ('date', 'commit', 'device', 'torch')  # the columns that `origin` fills
 LONGEST_BATCH = 200  # calls; a GPU queues about 1000 launches, and a call may be several
 CYCLES_PER_MS = 2e6  # at 2 GHz; a slower clock makes it wait longer
 TRIAL = 10  # calls
@@ -63,13 +53,22 @@ def device_ms(call: Callable[[], object], repeats: int, delay: float) -> float:
     they run back to back, and the time is that of the kernels and not of their launches.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(int(delay * CYCLES_PER_MS))
+    _occupy(delay)
     start.record()
     for _ in range(repeats):
         call()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / repeats
+
+
+def _occupy(ms: float) -> None:
+    """Has the GPU do nothing for a while, in its queue of work.
+
+    Only a private function of torch can; its tests and its own benchmarks call it too. Work that
+    takes as long, a product of matrices, would heat the GPU and fill its caches.
+    """
+    torch.cuda._sleep(int(ms * CYCLES_PER_MS))
 
 
 def time_in_turns(
@@ -161,36 +160,6 @@ def owned_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def add_step_ratios(figures: Mapping[str, dict], base: str, prefix: str) -> None:
-    """Puts the ratios of one subject, `base`, to each into the figures of their steps."""
-    for key, name in (('median_ms', 'ms'), ('kernel_ms', 'kernel'), ('peak_mib', 'mib')):
-        for figure in figures.values():
-            if key in figure:
-                figure[f'{prefix}_{name}_ratio'] = figures[base][key] / figure[key]
-
-
-def step_table(
-    title: str, rows: Iterable[tuple[str, dict]], prefix: str, subject: str, ratio: str, digits: int
-) -> Table:
-    """Returns the table of steps with their ratios, a row for each, headed `subject`."""
-    table = Table(title=title, title_justify='left')
-    table.add_column(subject)
-    for column in ('ms', 'quartiles', ratio, 'kernels ms', ratio, 'peak MiB', ratio):
-        table.add_column(column, justify='right')
-    for name, figure in rows:
-        cells = [
-            format(figure[key], f'.{places}f') if key in figure else ''
-            for key, places in (
-                *(('median_ms', digits), (f'{prefix}_ms_ratio', 3)),
-                *(('kernel_ms', digits), (f'{prefix}_kernel_ratio', 3)),
-                *(('peak_mib', 0), (f'{prefix}_mib_ratio', 3)),
-            )
-        ]
-        cells.insert(1, f'{figure["q1_ms"]:.{digits}f} - {figure["q3_ms"]:.{digits}f}')
-        table.add_row(name, *cells)
-    return table
-
-
 def _how_many(ms: float, ms_each: float) -> int:
     return min(max(math.ceil(ms / max(ms_each, 1e-6)), 1), LONGEST_BATCH)
 
@@ -199,106 +168,6 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done all its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-def positive(text: str) -> int:
-    """Parses an option that counts something."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
-    return int(text)
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Returns the device of a --device option; without one a GPU if there is any.
-
-    Raises:
-        ConfigError: for a device that is unknown or not there.
-    """
-    if name is None:
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f'--device {name}: unknown; use cuda or cpu') from error
-    if device.type not in ('cuda', 'cpu'):
-        raise ConfigError(f'--device {name}: benchmarks run on cuda or cpu')
-    if device.type == 'cuda':
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f'--device {name}: torch finds {torch.cuda.device_count()} GPUs; use --device cpu'
-            )
-        torch.cuda.set_device(0 if device.index is None else device.index)
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """Returns the GPU's name, or 'CPU' and its number of threads."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'CPU, threads: {torch.get_num_threads()}'
-
-
-def commit() -> str:
-    """Returns the short hash of kat_mm's commit, with + for changes in tracked files.
-
-    Where kat_mm is not in a git checkout, such as in a copy on another machine, it is what
-    KAT_MM_COMMIT in the environment says, or 'unknown'.
-    """
-
-    def git(*arguments) -> str:
-        command = ['git', '--no-optional-locks', *arguments]
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changes = git('status', '--porcelain', '--untracked-files=no')
-        return git('rev-parse', '--short', 'HEAD') + ('+' if changes else '')
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get('KAT_MM_COMMIT', 'unknown')
-
-
-def origin(device: torch.device) -> dict[str, str]:
-    """Returns the columns `ORIGIN`: when, from what code and on what a figure was measured."""
-    now = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    values = (now, commit(), device_name(device), str(torch.__version__))
-    return dict(zip(ORIGIN, values, strict=True))
-
-
-def check_csv(path: str | Path, columns: Sequence[str]) -> None:
-    """Checks that rows of these columns can be appended, which is worth knowing before measuring.
-
-    Raises:
-        DataError: if the file is no such CSV file or cannot be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open('a+', newline='') as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'it is no text'
-        raise DataError(f'--csv {path}: cannot be appended to ({reason}); name a file') from error
-    if header is not None and header != list(columns):
-        raise DataError(
-            f'--csv {path}: has the columns {",".join(header)}, the new rows {",".join(columns)}; '
-            'choose another file or move this one away'
-        )
-
-
-def append_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Mapping]) -> None:
-    """Appends rows to a CSV file, below a header if it is new; floats get 6 digits."""
-    check_csv(path, columns)
-    is_new = not Path(path).stat().st_size
-    with Path(path).open('a', newline='') as file:
-        writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
-        if is_new:
-            writer.writeheader()
-        for row in rows:
-            values = {k: f'{v:.6g}' if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(values)
 
 
 @contextmanager

@@ -7,13 +7,12 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..checks import check_number
 from ..errors import ConfigError
 from ..models.protocol import Backbone
+from ..norms import NORMS
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 # Parameters that hold positions or a token, by the names that backbones of OpenMMLab give them.
 POSITIONS = (
     'cls_token',

@@ -107,7 +107,7 @@ def test_sweep(run_tool, tmp_path):
         (['--sizes', '--plot', 'a.pdf'], '--plot a.pdf: the name must end in .png'),
         (['--sizes', '3'], '--sizes 3: give the lowest and the highest power, or none'),
         (['--sizes', '--shapes', '2x16'], '--sizes brings its own shapes and dtype: drop --shapes'),
-        (['--device', 'gpu'], '--device gpu: unknown; use cuda or cpu'),
+        (['--device', 'gpu'], '--device gpu: must be cuda or cpu'),
         (['--csv', '.'], '--csv .: cannot be appended to (Is a directory); name a file'),
         (['--provider', 'kat_mm'], '--provider kat_mm: must be module:callable, such as '),
         (['--provider', 'gone:f'], '--provider gone:f: gone cannot be imported (ModuleNotFound'),
