@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-import warnings
 from pathlib import Path
 
 from kat_mm.command_line import run_reporting_errors
@@ -32,8 +31,6 @@ def short(value, length: int = 60) -> str:
 
 def main():
     args = parse_args()
-    # mmengine reads `_base_ = 'mmdet::...'` through it, once for each such line.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     config, base = read_config(args.config)
     if args.checkpoint:
         config_checks.check_checkpoint(args.checkpoint)

@@ -13,11 +13,15 @@ import runpy
 import signal
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 
 # Packages may print as they are imported: only answers go where answers are read.
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)
+
+for kind in (DeprecationWarning, FutureWarning):  # as .pytest.ini has it
+    warnings.filterwarnings('error', category=kind, module=r'kat_mm|mmcv\._ext|__main__')
 
 import kat_mm.openmmlab  # brings mmcv's ops
 
