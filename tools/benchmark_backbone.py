@@ -13,17 +13,13 @@ their memory so. Ratios are those of KAT to each.
 
 import argparse
 import gc
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kat_mm.attention.mimetic import skip_mimetic_init
+from kat_mm.benchmarking.backbones import COMPILERS, MODELS, build, measure
 from kat_mm.benchmarking.rows import (
     ORIGIN,
     add_step_ratios,
@@ -32,64 +28,17 @@ from kat_mm.benchmarking.rows import (
     origin,
     step_table,
 )
-from kat_mm.benchmarking.timing import gpu_usage, owned_bytes, progress, spread, time_in_turns
+from kat_mm.benchmarking.timing import progress
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
-from kat_mm.models import KAT
 
-try:
-    import timm
-except ImportError:
-    timm = None
-
-CLASSES = 1000
 PATCH = 16
-COMPILERS = {
-    'eager': lambda model: model,
-    'compile': torch.compile,
-    'cudagraphs': lambda model: torch.compile(model, mode='reduce-overhead'),
-}
 COLUMNS = (
     *ORIGIN,
     *('model', 'arch', 'pass', 'batch', 'size', 'autocast', 'mode'),
     *('median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
     *('kat_ms_ratio', 'kat_kernel_ratio', 'kat_mib_ratio'),
 )
-
-
-class Classifier(nn.Module):
-    """Computes classes of images from the mean of a backbone's map or tokens."""
-
-    def __init__(self, backbone: nn.Module, features: Callable[[Tensor], Tensor], dims: int):
-        super().__init__()
-        self.backbone = backbone
-        self.features = features
-        self.head = nn.Linear(dims, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
-
-def kat(arch: str, size: int, ffn: str = 'gr_kan') -> Classifier:
-    with skip_mimetic_init():
-        backbone = KAT(arch, size, ffn=ffn)
-    return Classifier(
-        backbone, lambda images: backbone(images)[0].mean((2, 3)), backbone.embed_dims
-    )
-
-
-def timm_vit(arch: str, size: int) -> Classifier:
-    backbone = timm.create_model(f'vit_{arch}_patch16_224', img_size=size, num_classes=0)
-    return Classifier(
-        backbone, lambda images: backbone.forward_features(images).mean(1), backbone.embed_dim
-    )
-
-
-MODELS = {
-    'kat': kat,
-    'kat-mlp': lambda arch, size: kat(arch, size, 'mlp'),
-    'timm-vit': timm_vit,
-}
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,76 +72,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model that is measured: a step of one pass, and the tensors that it owns all the time."""
-
-    step: Callable[[], Tensor]
-    model: nn.Module
-    optimizer: torch.optim.Optimizer | None = None
-
-
-def build(name: str, arch: str, part: str, mode: str, images: Tensor, autocast: str) -> Subject:
-    """Makes a model, and what makes a step of one pass of it."""
-    device = images.device
-    torch.manual_seed(0)
-    model = MODELS[name](arch, images.shape[-1]).to(device).train(part == 'train')
-    forward = COMPILERS[mode](model)
-    begin = torch.compiler.cudagraph_mark_step_begin if mode == 'cudagraphs' else lambda: None
-    dtype = torch.bfloat16 if autocast == 'bf16' else None
-
-    def mixed():
-        return torch.autocast(device.type, dtype) if dtype else nullcontext()
-
-    def infer() -> Tensor:
-        begin()
-        with torch.no_grad(), mixed():
-            return forward(images)
-
-    if part == 'infer':
-        return Subject(infer, model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == 'cuda')
-    labels = torch.arange(len(images), device=device) % CLASSES
-
-    def train() -> Tensor:
-        begin()
-        with mixed():
-            loss = F.cross_entropy(forward(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return Subject(train, model, optimizer)
-
-
-def measure(
-    subjects: dict[str, Subject], args: argparse.Namespace, device: torch.device, mode: str, advance
-) -> dict[str, dict]:
-    """Returns the figures of each subject, in the columns of the CSV file."""
-    figures = {}
-    for name, subject in subjects.items():
-        for _ in range(args.warmup):
-            result = subject.step()
-        if not result.isfinite().all():
-            raise UserError(f'{name}: its result is not finite; try --autocast none')
-        del result
-        advance()
-    for name, subject in subjects.items():
-        figures[name] = {}
-        if device.type == 'cuda':
-            owned = owned_bytes(subject.model, subject.optimizer)
-            figures[name] = gpu_usage(subject.step, owned)
-            if mode == 'cudagraphs':  # they have pools of their own, and a replay allocates nothing
-                del figures[name]['peak_mib']
-    steps = {name: subject.step for name, subject in subjects.items()}
-    times = time_in_turns(steps, args.rounds, device, args.steps, on_round=advance)
-    for name, values in times.items():
-        ms = spread(values)
-        figures[name].update(median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3)
-    return figures
-
-
 def main():
     args = parse_args()
     device = choose_device(args.device)
@@ -204,8 +83,9 @@ def main():
     source = origin(device)
     console = Console(width=120)
     console.print(f'{source["device"]}, torch {source["torch"]}, kat_mm {source["commit"]}')
-    names = [name for name in MODELS if name != 'timm-vit' or timm]
-    if not timm:
+    names = list(MODELS)
+    if find_spec('timm') is None:
+        names.remove('timm-vit')
         console.print('timm-vit is left out, as timm is not installed: pip install timm')
     parts = [('train', args.batch)] if 'train' in args.passes else []
     parts += [('infer', batch) for batch in args.infer_batches if 'infer' in args.passes]
@@ -216,7 +96,9 @@ def main():
             try:
                 images = torch.randn(batch, 3, args.size, args.size, device=device)
                 subjects = {n: build(n, arch, part, mode, images, args.autocast) for n in names}
-                figures = measure(subjects, args, device, mode, advance)
+                figures = measure(
+                    subjects, device, mode, args.rounds, args.steps, args.warmup, advance
+                )
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f'{title}: the GPU has not enough memory; lower --batch or --infer-batches'

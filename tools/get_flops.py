@@ -18,8 +18,8 @@ import torch
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
+from kat_mm.benchmarking.backbones import kat
 from kat_mm.benchmarking.operations import (
     ATTENTION_PRODUCTS,
     RATIONAL_ACTIVATIONS,
@@ -28,12 +28,10 @@ from kat_mm.benchmarking.operations import (
 )
 from kat_mm.command_line import positive, run_reporting_errors
 from kat_mm.errors import ConfigError, UserError
-from kat_mm.models import ARCHS, KAT
+from kat_mm.models import ARCHS
 from kat_mm.openmmlab import configs
 from kat_mm.openmmlab.config_names import find_config
 from kat_mm.openmmlab.dry_run import meta_parameters, prepare
-
-CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,6 @@ PUBLISHED = {  # by arch or config
     'kat_upernet_ade20k.py': Published(SEGMENTATION, 57, 1219),
     'ade20k/kat_base_upernet_ade20k.py': Published(SEGMENTATION, 142, 2011),
 }
-
-
-class Classifier(nn.Module):
-    """Computes 1000 classes of images [B, 3, H, W] from the mean of KAT's map."""
-
-    def __init__(self, arch: str, size: tuple[int, int]):
-        super().__init__()
-        self.backbone = KAT(arch, img_size=size)
-        self.head = nn.Linear(self.backbone.embed_dims, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images)[-1].mean((2, 3)))
 
 
 def parse_args() -> argparse.Namespace:
@@ -157,7 +143,7 @@ def main():
     if is_arch:
         size = tuple(args.size or SQUARE)
         with meta_parameters():
-            model = Classifier(args.config, size).eval()
+            model = kat(args.config, size).eval()
         call = dict(images=torch.zeros(1, 3, *size, device='meta'))
     else:
         config = configs.read_config(args.config, args.cfg_options)
