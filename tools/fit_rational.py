@@ -13,7 +13,7 @@ import torch
 from kat_mm.command_line import load_callable, run_reporting_errors
 from kat_mm.errors import ConfigError, one_line
 from kat_mm.fitting.fit import fit_rational, largest_error
-from kat_mm.rational.coefficients import FUNCTIONS, variance_gain
+from kat_mm.rational.coefficients import FUNCTIONS, evaluate, variance_gain
 
 
 def parse_args() -> argparse.Namespace:

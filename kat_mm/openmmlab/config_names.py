@@ -25,7 +25,7 @@ def find_config(name: str) -> tuple[Path, str]:
     if separator and not folders:
         raise ConfigError(f'config {name}: the package {package} has no configs or is missing')
     if separator:
-        path = folders[package] / (inner if Path(inner).suffix else f'{inner}.py')
+        path = folders[package] / f'{inner.removesuffix(".py")}.py'
     else:
         path = Path(name).absolute()
     if not path.is_file():

@@ -3,14 +3,14 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper
 from mmengine.utils import import_modules_from_strings
 
 from ..errors import ConfigError, UserError, one_line
@@ -62,7 +62,7 @@ def load_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def read_config(name: str, options: Mapping = MappingProxyType({})) -> Config:
+def read_config(name: str, options: dict | None = None) -> Config:
     """Reads a config, overrides settings of it and imports its custom modules.
 
     Args:
@@ -79,7 +79,7 @@ def read_config(name: str, options: Mapping = MappingProxyType({})) -> Config:
         raise
     except Exception as error:  # configs are programs
         raise ConfigError(f'config {name} cannot be read: {one_line(error)}') from error
-    config.merge_from_dict(dict(options))
+    config.merge_from_dict(options or {})
     if config.get('custom_imports'):
         _import_custom_modules(name, config.custom_imports)
     return config
@@ -122,7 +122,8 @@ def distribute_on_cpu(config: Config) -> None:
 def use_full_precision_on_cpu(config: Config) -> None:
     """Turns mixed precision off where there is no accelerator, for which alone mm offers it."""
     wrapper = config.get('optim_wrapper')
-    if wrapper and wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+    kinds = ('AmpOptimWrapper', AmpOptimWrapper)  # a new-style config names the class
+    if wrapper and wrapper.get('type') in kinds and not torch.cuda.is_available():
         print_log('no GPU: training in fp32 instead of mixed precision', level=logging.WARNING)
         wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale', 'use_fp64'):

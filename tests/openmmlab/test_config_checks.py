@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
 from small_runner import small_runner
 from torch.utils.data import DataLoader
 
@@ -224,8 +225,9 @@ def test_missing_pretrained_weights(init_cfg):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU, mixed precision stays on')
-def test_full_precision_without_a_gpu(capsys):
-    wrapper = {'type': 'AmpOptimWrapper', 'dtype': 'float16', 'loss_scale': 'dynamic'}
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper])
+def test_full_precision_without_a_gpu(capsys, kind):
+    wrapper = {'type': kind, 'dtype': 'float16', 'loss_scale': 'dynamic'}
     kept = {'optimizer': {'type': 'AdamW'}, 'clip_grad': {'max_norm': 1}}
     config = Config({'optim_wrapper': {**wrapper, **kept}})
     configs.use_full_precision_on_cpu(config)

@@ -4,7 +4,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from kat_mm.models.kat import KAT
+from kat_mm.models import KAT
 from kat_mm.weights.reading import read_checkpoint
 
 pytestmark = pytest.mark.slow
