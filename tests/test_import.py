@@ -21,6 +21,9 @@ import kat_mm
 seconds = time.perf_counter() - start
 from kat_mm.rational import GroupRational
 assert GroupRational()(torch.randn(2, 16)).shape == (2, 16)
+from kat_mm.models import KAT
+network = KAT(dict(embed_dims=16, num_layers=2, num_heads=2), 32, pyramid=(8, 8, 8, 8))
+assert network(torch.randn(1, 3, 32, 48))[0].shape == (1, 8, 8, 12)
 try:
     kat_mm.to_kat
 except ModuleNotFoundError as error:

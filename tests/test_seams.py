@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from mmengine.config import Config
-from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
@@ -14,7 +11,7 @@ from kat_mm.attention import Attention
 from kat_mm.errors import ConfigError, DataError
 from kat_mm.models import KAT
 from kat_mm.openmmlab.model_checks import check_model
-from kat_mm.openmmlab.swap import swap_backbone
+from kat_mm.openmmlab.swap import read_config, swap_backbone
 from kat_mm.registry import ACTIVATIONS, ATTENTIONS
 from kat_mm.weights.layout import weights_of
 
@@ -86,21 +83,21 @@ def test_an_attention_in_windows_and_shared():
 
 
 @MODELS.register_module()
-class TwoStages(BaseModule):
+class FourStages(nn.Module):
     """A small hierarchical backbone, which has the members of the protocol and nothing else."""
 
-    out_channels, out_strides = (8, 24), (4, 8)
+    out_channels, out_strides = (8, 16, 24, 32), (4, 8, 16, 32)
 
-    def __init__(self, init_cfg=None):
-        super().__init__(init_cfg)
-        self.stages = nn.ModuleList([nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 24, 2, 2)])
+    def __init__(self):
+        super().__init__()
+        sizes = zip((3, 8, 16, 24), self.out_channels, (4, 2, 2, 2), strict=True)
+        self.stages = nn.ModuleList(nn.Conv2d(*size, size[2]) for size in sizes)
 
     def forward(self, x):
         return tuple(x := stage(x) for stage in self.stages)
 
     def get_layer_depth(self, param_name, prefix=''):
-        name = param_name.removeprefix(prefix)
-        return (int(name.split('.')[1]) if name.startswith('stages.') else 2), 3
+        return int(param_name.removeprefix(prefix).split('.')[1]), 4
 
     def adapt_checkpoint(self, content, source):
         weights = weights_of(content, source)
@@ -109,49 +106,29 @@ class TwoStages(BaseModule):
         return weights
 
     def check_image_size(self, height, width):
-        if min(height, width) < 8:
+        if min(height, width) < 32:
             raise ConfigError(f'images of {height} x {width} pixels are too small')
 
 
-@MODELS.register_module()
-class Segmentor(BaseModule):
-    """A model with that backbone, or whatever its config says."""
-
-    def __init__(self, backbone, decode_head, data_preprocessor=None):
-        super().__init__()
-        self.backbone, self.in_head = MODELS.build(backbone), decode_head['in_channels']
-        self.decode_head = nn.Conv2d(self.in_head[-1], 2, 1)
-        self.decode_head.in_index = list(range(len(self.in_head)))
-        self.decode_head.in_channels = self.in_head
-
-
-@MODELS.register_module()
-class OldStages(TwoStages):
-    """What is swapped: maps of the same strides, of other channels."""
-
-    def forward(self, x):
-        return F.pad(super().forward(x)[0], (0,) * 5 + (8,)), super().forward(x)[1]
-
-
 def test_a_hierarchical_backbone(tmp_path):
-    old = dict(type='OldStages')
-    model = dict(type='Segmentor', backbone=old, decode_head=dict(in_channels=[16, 24]))
-    model['data_preprocessor'] = {}
-    optimizer = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0))
-    config = Config(dict(model=model, optim_wrapper=optimizer, default_scope='mmseg'))
-    swap_backbone(config, backbone=dict(type='TwoStages'), layer_decay=0.5)
-    assert config.model.decode_head.in_channels == [8, 24]
-    model = MODELS.build(config.model)
+    config, _ = read_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco')
+    swap_backbone(config, backbone=dict(type='FourStages'), layer_decay=0.5)
+    assert config.model.neck.in_channels == [8, 16, 24, 32]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(config.model)
+        wrapper = dict(config.optim_wrapper, type='OptimWrapper')
+        wrapper['optimizer'] = dict(type='AdamW', lr=1.0)
+        wrapper.pop('dtype')
+        groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
+    assert {group['lr'] for group in groups} == {0.125, 0.25, 0.5, 1.0}
     check_model(model)
-    model.decode_head.in_channels = [8, 16]
-    with pytest.raises(ConfigError, match=r'does not fit the maps of the backbone, of \(8, 24\)'):
+    model.neck = MODELS.build({**config.model.neck, 'type': 'mmdet.FPN', 'in_channels': [8] * 4})
+    with pytest.raises(ConfigError, match=r'the maps of the backbone, of \(8, 16, 24, 32\)'):
         check_model(model)
-    config.optim_wrapper.type, config.optim_wrapper.pop('dtype')
-    config.optim_wrapper.type = 'OptimWrapper'
-    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
-    assert {group['lr'] for group in groups} == {0.25, 0.5, 1.0}
-    torch.save({'state_dict': TwoStages().state_dict()}, tmp_path / 'bare.pth')
+    bare = FourStages()
+    torch.save({'state_dict': bare.state_dict()}, tmp_path / 'bare.pth')
     load_checkpoint(model, str(tmp_path / 'bare.pth'))
+    assert torch.equal(model.backbone.stages[3].weight, bare.stages[3].weight)
     torch.save({'state_dict': {'stages.0.bias': torch.zeros(8)}}, tmp_path / 'other.pth')
     with pytest.raises(DataError, match=r'has no stages\.0\.weight'):
         load_checkpoint(model, str(tmp_path / 'other.pth'))

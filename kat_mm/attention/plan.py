@@ -1,6 +1,6 @@
 """Which attention each block of a network has: windows, global blocks, shared parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -66,14 +66,13 @@ def plan_attention(attention: Config, depth: int) -> Plan:
 
 def build_attentions(
     plan: Plan, depth: int, embed_dims: int, num_heads: int, grid: tuple[int, int]
-) -> list[Attention]:
-    """Builds the attention of each block; shared ones are one module in several places."""
+) -> Iterator[Attention]:
+    """Builds the attention of each block in turn; a shared one is one module in several places."""
     first: dict[bool, Attention] = {}
-    attentions = []
     for i in range(depth):
         is_global = i in plan.global_blocks
         if plan.shared is True and is_global in first:
-            attentions.append(first[is_global])
+            yield first[is_global]
             continue
         size = 0 if is_global else plan.window_size
         attention = ATTENTIONS.build(
@@ -81,10 +80,9 @@ def build_attentions(
             *(embed_dims, num_heads, (size, size) if size else grid, size),
         )
         first.setdefault(is_global, attention)
-        attentions.append(attention)
         if plan.shared and plan.shared is not True:
             _share(first[is_global], attention, plan.shared)
-    return attentions
+        yield attention
 
 
 def _share(source: nn.Module, module: nn.Module, names: Sequence[str]) -> None:

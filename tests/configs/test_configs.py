@@ -179,3 +179,10 @@ def test_no_weights_but_the_backbones_are_loaded(load, name):
     config = load(name)
     named = [init['checkpoint'] for init in nested(config.model, 'checkpoint')]
     assert named == ([config.pretrained] if name in COCO + ADE20K else [])
+
+
+@pytest.mark.parametrize('name', [n for n in (*COCO, *ADE20K) if 'tiny' in n or 'base' in n])
+def test_a_size_is_a_few_lines(name):
+    lines = [line.strip() for line in (CONFIGS / name).read_text().splitlines()]
+    brackets = ('#', '_base_', 'model = dict(', ')')
+    assert len([line for line in lines if line and not line.startswith(brackets)]) <= 6

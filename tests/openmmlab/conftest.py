@@ -1,6 +1,8 @@
 import pytest
 from mmengine.registry import DefaultScope
 
+import kat_mm.openmmlab  # noqa: F401, brings mmcv's ops
+
 
 @pytest.fixture(autouse=True)
 def no_scope():

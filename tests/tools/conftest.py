@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 from tool_runs import DETECTION, ENVIRONMENT, ROOT, SEGMENTATION, TOOLS, TRAIN, VAL, Run, run_alone
 
+import kat_mm.openmmlab  # noqa: F401, brings mmcv's ops
 from kat_mm.digits.scenes import SceneSpec
 from kat_mm.digits.writer import write_dataset
 
