@@ -10,9 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .autograd import differentiable, gradients
 from .layer import GroupRational
-from .op import autocast_dtype, compiled_devices, eager_call, library
-from .torch_internals import has_global_hooks, has_hooks
+from .op import autocast_dtype, call_rational, compiled_devices, library
+from .reference import rational_formula
+from .torch_internals import has_global_hooks, has_hooks, has_tangents, is_transformed
 
 # What the compiled kernel takes; anything else is computed by two ops.
 MAX_CHANNELS = 1024
@@ -92,23 +94,84 @@ def _backward_fake(grad, x, statistics, weight, bias, numerator, denominator):
     return tuple(t.new_empty(t.shape) for t in (x, weight, bias, numerator, denominator))
 
 
+def layer_norm_rational_formula(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    eps: float,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Computes `layer_norm_rational_reference` in what has right derivatives of any order."""
+    normed, statistics = _normalize(x, weight, bias, eps)
+    return rational_formula(normed, numerator, denominator, -1, out_dtype), statistics
+
+
+def _two_ops(x, weight, bias, numerator, denominator, eps, out_dtype):
+    """Computes the same by the kernels of the rational op."""
+    normed, statistics = _normalize(x, weight, bias, eps)
+    return call_rational(normed, numerator, denominator, -1, out_dtype), statistics
+
+
+def _normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Computes layer norm by its definition, and the statistics.
+
+    torch.nn.functional.layer_norm has wrong derivatives in third order, and in the second one in
+    forward mode and under torch.vmap (torch 2.11 to 2.15).
+    """
+    mean = x.mean(-1, keepdim=True)
+    scale = (x.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    statistics = torch.stack([mean.flatten(), scale.flatten()], 1)
+    return (x - mean) * scale * weight + bias, statistics
+
+
 def _setup_context(ctx, inputs, output):
+    *_, ctx.eps, ctx.out_dtype = inputs
     ctx.save_for_backward(inputs[0], output[1], *inputs[1:5])
-    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad, _):
-    if grad is None:
+def _backward(ctx, grad, grad_statistics):
+    x, statistics, *parameters = ctx.saved_tensors
+    if grad is None and grad_statistics is None:
         return (None,) * 7
-    grads = torch.ops.kat_mm.layer_norm_rational_backward.default(grad, *ctx.saved_tensors)
-    return *grads, None, None
+    is_first_order = not (torch.is_grad_enabled() or is_transformed() or has_tangents())
+    if is_first_order and grad_statistics is None:
+        return *_call_backward(grad, x, statistics, *parameters), None, None
+
+    grads = {i: g for i, g in enumerate((grad, grad_statistics)) if g is not None}
+
+    def formula(*tensors):
+        outputs = layer_norm_rational_formula(*tensors, ctx.eps, ctx.out_dtype)
+        return tuple(outputs[i] for i in grads)
+
+    return *gradients(formula, (x, *parameters), tuple(grads.values())), None, None
 
 
-torch.library.register_autograd(
-    'kat_mm::layer_norm_rational', _backward, setup_context=_setup_context, lib=library
+def _refuse(*inputs):
+    raise NotImplementedError(
+        'kat_mm::layer_norm_rational_backward has no derivatives; '
+        'those of kat_mm::layer_norm_rational are of any order'
+    )
+
+
+_call = differentiable(
+    torch.ops.kat_mm.layer_norm_rational.default,
+    layer_norm_rational_formula,
+    _setup_context,
+    _backward,
+    library,
+    transformed=_two_ops,
 )
-_call = eager_call(torch.ops.kat_mm.layer_norm_rational.default, _setup_context, _backward)
+_call_backward = differentiable(
+    torch.ops.kat_mm.layer_norm_rational_backward.default,
+    _refuse,
+    lambda ctx, inputs, output: None,
+    _refuse,
+    library,
+    transformed=_refuse,
+)
 
 
 def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Tensor:

@@ -2,16 +2,21 @@
 
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import torch_internals as internals
 from .arguments import DTYPES, check_arguments
-from .reference import rational_backward_reference, rational_reference
+from .autograd import differentiable, gradients
+from .reference import (
+    rational_backward_formula,
+    rational_backward_reference,
+    rational_formula,
+    rational_reference,
+)
+from .samples import Samples
 
 MIN_TORCH = (2, 10)  # the stable ABI that the compiled libraries are built against
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -49,6 +54,9 @@ def _rational_backward_fake(
     return torch.empty_like(x), like(numerator), like(denominator)
 
 
+_op, _backward_op = torch.ops.kat_mm.rational.default, torch.ops.kat_mm.rational_backward.default
+
+
 def _setup_context(ctx, inputs, output):
     x, numerator, denominator, ctx.channel_dim, _ = inputs
     ctx.save_for_backward(x, numerator, denominator)
@@ -56,63 +64,65 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     _, needs_a, needs_b, *_ = ctx.needs_input_grad
-    grad_x, grad_a, grad_b = _backward_op(
+    grad_x, grad_a, grad_b = _call_backward(
         grad, *ctx.saved_tensors, ctx.channel_dim, needs_a or needs_b
     )
     return grad_x, grad_a if needs_a else None, grad_b if needs_b else None, None, None
 
 
-_op, _backward_op = torch.ops.kat_mm.rational.default, torch.ops.kat_mm.rational_backward.default
-torch.library.register_autograd(
-    'kat_mm::rational', _backward, setup_context=_setup_context, lib=library
+def _vmap(call, info, in_dims, x, numerator, denominator, channel_dim=-1, out_dtype=None):
+    dims = x_dim, *_ = in_dims[:3]
+    samples = Samples(info.batch_size, dims, x, numerator, denominator, channel_dim)
+    dim = samples.channel_dim
+    if samples.share_coefficients:
+        return call(x.movedim(x_dim, 0), numerator, denominator, dim + 1, out_dtype), 0
+    y = call(samples.join(x, x_dim), *samples.coefficients, dim, out_dtype)
+    return samples.split(y), dim
+
+
+def _vmap_backward(
+    call, info, in_dims, grad, x, numerator, denominator, channel_dim=-1, coefficient_grads=True
+):
+    grad_dim, *dims = in_dims[:4]
+    samples = Samples(info.batch_size, tuple(dims), x, numerator, denominator, channel_dim)
+    dim = samples.channel_dim
+    grad, x = samples.join(grad, grad_dim), samples.join(x, dims[0])
+    grad_x, *grads = call(grad, x, *samples.coefficients, dim, coefficient_grads)
+    if not coefficient_grads:
+        return (samples.split(grad_x), *grads), (dim, None, None)
+    return (samples.split(grad_x), *samples.split_coefficients(grads)), (dim, 0, 0)
+
+
+def _setup_backward_context(ctx, inputs, output):
+    *tensors, ctx.channel_dim, ctx.coefficient_grads = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_of_backward(ctx, *grads):
+    def formula(*tensors):
+        return rational_backward_formula(*tensors, ctx.channel_dim, ctx.coefficient_grads)
+
+    return *gradients(formula, ctx.saved_tensors, grads), None, None
+
+
+call_rational = differentiable(_op, rational_formula, _setup_context, _backward, library, _vmap)
+_call_backward = differentiable(
+    _backward_op,
+    rational_backward_formula,
+    _setup_backward_context,
+    _backward_of_backward,
+    library,
+    _vmap_backward,
 )
-
-
-def eager_call(op: Callable, setup_context: Callable, backward: Callable) -> Callable:
-    """Returns a function that calls `op`, whose autograd formula this is, by the shortest way.
-
-    Eager calls skip torch.library's own autograd, which takes longer than the kernel at small
-    sizes; tracing, torch.compile and torch.vmap need it. The autograd node has the name of the op,
-    such as RationalBackward.
-    """
-
-    # Names of this function, as each look-up of a global one counts.
-    below_autograd, is_grad_enabled = internals.below_autograd, torch.is_grad_enabled
-    is_compiling, is_transformed = torch.compiler.is_compiling, internals.is_transformed
-    is_tracing = internals.is_tracing
-
-    def forward(ctx, *inputs):
-        with below_autograd():
-            output = op(*inputs)
-        setup_context(ctx, inputs, output)
-        return output
-
-    name = op.name().rpartition('::')[2].title().replace('_', '')
-    methods = dict(
-        forward=staticmethod(forward), backward=staticmethod(once_differentiable(backward))
-    )
-    apply = type(name, (torch.autograd.Function,), methods).apply
-
-    def call(*inputs):
-        if is_compiling() or is_transformed() or is_tracing():
-            return op(*inputs)
-        if is_grad_enabled():
-            return apply(*inputs)
-        with below_autograd():
-            return op(*inputs)
-
-    return call
-
-
-_call = eager_call(_op, _setup_context, _backward)
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int = -1) -> Tensor:
     """Computes P(x) / Q(x) with one (P, Q) per group of adjacent channels.
 
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n (KAT,
-    arXiv 2409.10594, section 4). Q >= 1: there is no pole. Differentiable once, in all three
-    tensors; the gradients are bitwise reproducible.
+    arXiv 2409.10594, section 4). Q >= 1: there is no pole. All three tensors have
+    derivatives of any order, in reverse and forward mode and under torch.func; first gradients are
+    bitwise reproducible.
 
     Args:
         x: any shape of rank >= 1, in fp16, bf16, fp32 or fp64. Dense memory in any order of the
@@ -141,8 +151,8 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
     out_dtype = autocast_dtype(x)
     try:
         if out_dtype is None or dtype is torch.float32:
-            return _call(x, numerator, denominator, channel_dim, out_dtype)
-        return _call(x, numerator, denominator, channel_dim, None).to(out_dtype)
+            return call_rational(x, numerator, denominator, channel_dim, out_dtype)
+        return call_rational(x, numerator, denominator, channel_dim, None).to(out_dtype)
     except RuntimeError:
         check_arguments(x, numerator, denominator, channel_dim)  # says it better
         raise

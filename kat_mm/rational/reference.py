@@ -1,43 +1,63 @@
 """The group-rational function in plain PyTorch: the op's oracle and fallback."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from .arguments import check_arguments
 
 
-def group_layout(
-    x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
-) -> tuple[int, int, int]:
-    """Returns how a contiguous copy of `x` splits into groups: (outer, groups, run).
-
-    `run` adjacent elements share one pair of coefficient rows: the channels of one group
-    times everything behind the channel dimension.
-    """
-    groups = max(numerator.shape[0], denominator.shape[0])
-    dim = channel_dim % x.dim()
-    # numel() would make a constant of a dynamic size.
-    return math.prod(x.shape[:dim]), groups, math.prod(x.shape[dim:]) // groups
-
-
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _evaluate(x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-    """P(x) and Q(x) by Horner's rule; x is [outer, groups, run]."""
-    a = numerator[:, None, :]
-    b = denominator.abs()[:, None, :]
-    magnitude = x.abs()
-    p = a[..., -1]
-    for i in range(numerator.shape[1] - 2, -1, -1):
-        p = p * x + a[..., i]
-    q = b[..., -1]
-    for j in range(denominator.shape[1] - 2, -1, -1):
-        q = q * magnitude + b[..., j]
-    return p, q * magnitude + 1
+class _Grouped:
+    """The arguments in the dtype of the arithmetic, in shapes that broadcast.
+
+    `x` is [..., groups, channels of a group, ...], a view that keeps the order of memory;
+    coefficients are [orders, 1 or groups, 1, ...].
+    """
+
+    def __init__(self, x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int):
+        check_arguments(x, numerator, denominator, channel_dim)
+        self.dtype = _compute_dtype(x)
+        self.groups = max(numerator.shape[0], denominator.shape[0])
+        self.dim = channel_dim % x.dim()
+        self.x = self.split(x)
+        self.numerator = self.rows(numerator)
+        # Not abs(), whose derivative at 0 is 0.
+        self.denominator = self.rows(torch.where(denominator < 0, -denominator, denominator))
+
+    def split(self, tensor: Tensor) -> Tensor:
+        sizes = self.groups, tensor.shape[self.dim] // self.groups
+        return tensor.unflatten(self.dim, sizes).to(self.dtype)
+
+    def join(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(self.dim, self.dim + 1)
+
+    def rows(self, coefficients: Tensor) -> Tensor:
+        rows = coefficients.to(self.dtype).t()
+        return rows.reshape(*rows.shape, *[1] * (self.x.dim() - self.dim - 1))
+
+    def sums(self, terms: list[Tensor], like: Tensor) -> Tensor:
+        """The sum of each term over the elements that share a row, as `like`."""
+        dims = [d for d in range(self.x.dim()) if d != self.dim]
+        sums = torch.stack([term.sum(dims) for term in terms], 1)
+        return (sums.sum(0, keepdim=True) if like.shape[0] == 1 else sums).to(like.dtype)
+
+
+def _horner(coefficients: Tensor | list[Tensor], x: Tensor) -> Tensor:
+    """c0 + c1 x + c2 x^2 + ... by Horner's rule."""
+    *others, y = coefficients
+    for coefficient in reversed(others):
+        y = y * x + coefficient
+    return y
+
+
+def _evaluate(grouped: _Grouped) -> tuple[Tensor, Tensor]:
+    """P(x) and Q(x)."""
+    magnitude = grouped.x.abs()
+    q = _horner(grouped.denominator, magnitude) * magnitude + 1
+    return _horner(grouped.numerator, grouped.x), q
 
 
 def rational_reference(
@@ -57,7 +77,6 @@ def rational_reference(
         x, numerator, denominator, channel_dim: as in `kat_mm.rational.rational`.
         out_dtype: the dtype of the result, by default that of `x`.
     """
-    check_arguments(x, numerator, denominator, channel_dim)
     y = torch.empty_like(x, dtype=out_dtype or x.dtype)
     return y.copy_(rational_formula(x, numerator, denominator, channel_dim))
 
@@ -69,14 +88,13 @@ def rational_formula(
     channel_dim: int = -1,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Computes `rational_reference` out of place, so that exporters can take it for the op.
+    """Computes `rational_reference` out of place, for exporters and for derivatives of any order.
 
-    Memory of the result is contiguous, whatever that of x is like.
+    Derivatives take the derivative of |x| at 0 for 0 and that of |b| for +1, in all orders.
     """
-    dtype = _compute_dtype(x)
-    layout = group_layout(x, numerator, denominator, channel_dim)
-    p, q = _evaluate(x.reshape(layout).to(dtype), numerator.to(dtype), denominator.to(dtype))
-    return (p / q).reshape(x.shape).to(out_dtype or x.dtype)
+    grouped = _Grouped(x, numerator, denominator, channel_dim)
+    p, q = _evaluate(grouped)
+    return grouped.join(p / q).to(out_dtype or x.dtype)
 
 
 def rational_backward_reference(
@@ -98,42 +116,43 @@ def rational_backward_reference(
         The gradients of x, numerator and denominator; the last two are empty unless
         `coefficient_grads`.
     """
-    dtype = _compute_dtype(x)
-    layout = group_layout(x, numerator, denominator, channel_dim)
-    z, g = x.reshape(layout).to(dtype), grad.reshape(layout).to(dtype)
-    a, b = numerator.to(dtype), denominator.to(dtype)
-    p, q = _evaluate(z, a, b)
-    u = g / q
-    y = p / q
-    magnitude = z.abs()
+    grad_x, *grads = rational_backward_formula(
+        grad, x, numerator, denominator, channel_dim, coefficient_grads
+    )
+    return torch.empty_like(x).copy_(grad_x), *grads
 
-    orders = torch.arange(1, max(a.shape[1], b.shape[1] + 1), device=x.device, dtype=dtype)
-    slopes_a = (a[:, 1:] * orders[: a.shape[1] - 1])[:, None, :]
-    slopes_b = (b.abs() * orders[: b.shape[1]])[:, None, :]
-    dp = slopes_a[..., -1]
-    for i in range(slopes_a.shape[-1] - 2, -1, -1):
-        dp = dp * z + slopes_a[..., i]
-    dq = slopes_b[..., -1]
-    for j in range(slopes_b.shape[-1] - 2, -1, -1):
-        dq = dq * magnitude + slopes_b[..., j]
-    grad_x = torch.empty_like(x).copy_((u * (dp - z.sign() * y * dq)).reshape(x.shape))
+
+def rational_backward_formula(
+    grad: Tensor,
+    x: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    channel_dim: int = -1,
+    coefficient_grads: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes `rational_backward_reference` out of place, for derivatives of higher orders."""
+    if grad.shape != x.shape:
+        raise RuntimeError(
+            f'rational_backward: grad must have the shape of x, got {tuple(grad.shape)} for x '
+            f'{tuple(x.shape)}'
+        )
+    grouped = _Grouped(x, numerator, denominator, channel_dim)
+    z, magnitude = grouped.x, grouped.x.abs()
+    p, q = _evaluate(grouped)
+    u = grouped.split(grad) / q
+    y = p / q
+
+    dp = _horner([i * a for i, a in enumerate(grouped.numerator)][1:], z)
+    dq = _horner([j * b for j, b in enumerate(grouped.denominator, 1)], magnitude)
+    grad_x = grouped.join(u * (dp - z.sign() * y * dq)).to(x.dtype)
     if not coefficient_grads:
         return grad_x, numerator.new_empty(0), denominator.new_empty(0)
 
-    v = -u * y
-    sums_a, sums_b = [], []
-    power = u
-    for i in range(a.shape[1]):
-        power = power * z if i else u
-        sums_a.append(power.sum((0, 2)))
-    power = v
-    for _ in range(b.shape[1]):
-        power = power * magnitude
-        sums_b.append(power.sum((0, 2)))
-    grad_a, grad_b = torch.stack(sums_a, 1), torch.stack(sums_b, 1)
-    if a.shape[0] == 1:
-        grad_a = grad_a.sum(0, keepdim=True)
-    if b.shape[0] == 1:
-        grad_b = grad_b.sum(0, keepdim=True)
-    grad_b = torch.where(b < 0, -grad_b, grad_b)
-    return grad_x, grad_a.to(numerator.dtype), grad_b.to(denominator.dtype)
+    terms_a, terms_b = [u], [-u * y * magnitude]
+    while len(terms_a) < numerator.shape[1]:
+        terms_a.append(terms_a[-1] * z)
+    while len(terms_b) < denominator.shape[1]:
+        terms_b.append(terms_b[-1] * magnitude)
+    grad_b = grouped.sums(terms_b, denominator)
+    grad_b = torch.where(denominator < 0, -grad_b, grad_b)
+    return grad_x, grouped.sums(terms_a, numerator), grad_b

@@ -6,36 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import coefficients, formula
 
 from kat_mm.rational import GroupRational, rational, rational_reference
 from kat_mm.rational.op import compiled_devices
 
 HALF = [torch.float16, torch.bfloat16]
-
-
-def formula(x, numerator, denominator, channel_dim=-1):
-    """The definition, element by element and power by power, in the dtype of x."""
-    channel_dim %= x.dim()
-    groups = max(len(numerator), len(denominator))
-    channels = x.shape[channel_dim]
-    group = torch.arange(channels) * groups // channels
-    shape = [1] * x.dim()
-    shape[channel_dim] = channels
-
-    def coefficient(rows, column):
-        rows = rows.expand(groups, -1)
-        return rows[group.to(rows.device), column].to(x.dtype).view(shape)
-
-    p = sum(coefficient(numerator, i) * x**i for i in range(numerator.shape[1]))
-    b = torch.where(denominator < 0, -denominator, denominator)
-    q = 1 + sum(coefficient(b, j) * x.abs() ** (j + 1) for j in range(b.shape[1]))
-    return p / q
-
-
-def coefficients(groups, m=5, n=4, shared=True, dtype=torch.float32, device='cpu'):
-    numerator = torch.randn(1 if shared else groups, m + 1, dtype=torch.float64)
-    denominator = torch.randn(groups, n, dtype=torch.float64)
-    return numerator.to(device, dtype), denominator.to(device, dtype)
 
 
 def gradients(function, x, numerator, denominator, grad, *args):
@@ -126,14 +102,6 @@ def test_reference_is_the_formula(device):
         torch.testing.assert_close(
             rational_reference(view, a, b, channel_dim), formula(view, a, b, channel_dim)
         )
-
-
-def test_gradcheck(device):
-    a, b = coefficients(4, shared=False, dtype=torch.float64, device=device)
-    x = torch.randn(3, 8, dtype=torch.float64, device=device)
-    x += x.sign() * 0.05  # |x| has no derivative at 0
-    inputs = [t.requires_grad_() for t in (x, a, b)]
-    assert torch.autograd.gradcheck(rational, inputs)
 
 
 def test_zero_denominators_still_learn(device):
@@ -238,13 +206,12 @@ def test_opcheck(device, kwargs, case):
     for coefficient in (a, b):
         coefficient.requires_grad_(case not in ('frozen', 'no_grad'))
     torch.library.opcheck(torch.ops.kat_mm.rational.default, (x, a, b), kwargs)
-    inputs = [t.detach() for t in (x, a, b)]
-    grad = torch.randn_like(inputs[0])
+    grad = torch.randn_like(x)
     for wanted in (True, False):
-        torch.library.opcheck(
-            torch.ops.kat_mm.rational_backward.default,
-            (grad, *inputs, kwargs.get('channel_dim', -1), wanted),
-        )
+        inputs = grad, x, a, b, kwargs.get('channel_dim', -1), wanted
+        if case != 'plain':  # elsewhere as autograd calls it
+            inputs = [t.detach() if isinstance(t, torch.Tensor) else t for t in inputs]
+        torch.library.opcheck(torch.ops.kat_mm.rational_backward.default, inputs)
 
 
 @pytest.mark.slow
@@ -360,14 +327,6 @@ def test_backward_refuses_a_gradient_of_another_shape(device):
     x = torch.zeros(3, 5, 16, device=device)
     with pytest.raises(RuntimeError, match='shape'):
         torch.ops.kat_mm.rational_backward(x[:1], x, a, b)
-
-
-def test_second_derivatives_are_refused(device):
-    a, b = coefficients(8, device=device)
-    x = torch.randn(4, 16, device=device, requires_grad=True)
-    (grad,) = torch.autograd.grad(rational(x, a, b).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='differentiate twice'):
-        grad.sum().backward()
 
 
 def test_profilers_see_the_name_of_the_op(device):
