@@ -5,6 +5,7 @@ from .ffn import honour_ffn_type
 from .finder import install_mmcv_ext_finder
 from .load_from import let_backbones_load
 from .reading import read_safely
+from .sync_bn import build_sync_bn_in_one_process
 
 
 def install() -> None:
@@ -48,6 +49,10 @@ def install() -> None:
         What: FFN(type='GRKAN', ...) builds by type.
         Why: mmdet's and mmseg's transformer layers take no type in their ffn_cfg.
         Left alone: calls without a type, and subclasses.
+    mmcv.ops.sync_bn.dist (sync_bn.py)
+        What: in this one module, the number of processes is 1 where there are no process groups.
+        Why: MMSyncBN cannot be built there, though mmengine would make it a BatchNorm.
+        Left alone: all else of torch.distributed, and distributed training.
     mmengine.config.Config._get_cfg_path (config_paths.py)
         What: `_base_ = 'PACKAGE::PATH'` is looked for where the module PACKAGE is, kat_mm's
             configs too.
@@ -59,6 +64,7 @@ def install() -> None:
     read_safely()
     let_backbones_load()
     honour_ffn_type()
+    build_sync_bn_in_one_process()
     find_configs_in_packages()
 
 

@@ -7,6 +7,12 @@ mmcv 2.x calls its compiled half. An op that is not among them is still an attri
 
 import torchvision
 
+from kat_mm.openmmlab.compat.mmcv_ops.carafe import (
+    carafe_backward,
+    carafe_forward,
+    carafe_naive_backward,
+    carafe_naive_forward,
+)
 from kat_mm.openmmlab.compat.mmcv_ops.deform_conv import (
     deform_conv_backward_input,
     deform_conv_backward_parameters,
@@ -14,11 +20,19 @@ from kat_mm.openmmlab.compat.mmcv_ops.deform_conv import (
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
 )
+from kat_mm.openmmlab.compat.mmcv_ops.deform_roi_pool import (
+    deform_roi_pool_backward,
+    deform_roi_pool_forward,
+)
 from kat_mm.openmmlab.compat.mmcv_ops.focal_loss import (
     sigmoid_focal_loss_backward,
     sigmoid_focal_loss_forward,
     softmax_focal_loss_backward,
     softmax_focal_loss_forward,
+)
+from kat_mm.openmmlab.compat.mmcv_ops.masked_conv import (
+    masked_col2im_forward,
+    masked_im2col_forward,
 )
 from kat_mm.openmmlab.compat.mmcv_ops.ms_deform_attn import (
     ms_deform_attn_backward,
@@ -27,11 +41,26 @@ from kat_mm.openmmlab.compat.mmcv_ops.ms_deform_attn import (
 from kat_mm.openmmlab.compat.mmcv_ops.nms import nms, nms_match, softnms
 from kat_mm.openmmlab.compat.mmcv_ops.psamask import psamask_backward, psamask_forward
 from kat_mm.openmmlab.compat.mmcv_ops.roi_align import roi_align_backward, roi_align_forward
+from kat_mm.openmmlab.compat.mmcv_ops.sync_bn import (
+    sync_bn_backward_data,
+    sync_bn_backward_param,
+    sync_bn_forward_mean,
+    sync_bn_forward_output,
+    sync_bn_forward_var,
+)
 
 __all__ = [
+    'carafe_backward',
+    'carafe_forward',
+    'carafe_naive_backward',
+    'carafe_naive_forward',
     'deform_conv_backward_input',
     'deform_conv_backward_parameters',
     'deform_conv_forward',
+    'deform_roi_pool_backward',
+    'deform_roi_pool_forward',
+    'masked_col2im_forward',
+    'masked_im2col_forward',
     'modulated_deform_conv_backward',
     'modulated_deform_conv_forward',
     'ms_deform_attn_backward',
@@ -47,6 +76,11 @@ __all__ = [
     'softmax_focal_loss_backward',
     'softmax_focal_loss_forward',
     'softnms',
+    'sync_bn_backward_data',
+    'sync_bn_backward_param',
+    'sync_bn_forward_mean',
+    'sync_bn_forward_output',
+    'sync_bn_forward_var',
 ]
 
 

@@ -4,16 +4,20 @@ import torch
 
 
 def sample_zero_padded(image, y, x):
-    """Values of `image` [C, H, W] at pixel positions (y, x) of any equal shape; 0 around it."""
+    """Values of `image` [C, H, W] at pixel positions (y, x) of any equal shape; 0 around it.
+
+    From one pixel outside on, -1 and the size included, gradients are 0; at the other whole
+    positions the slope is that towards the next pixel.
+    """
     height, width = image.shape[1:]
     y0, x0 = y.detach().floor().long(), x.detach().floor().long()
+    near = (y > -1) & (y < height) & (x > -1) & (x < width)
     total = 0
-    for yi in (y0, y0 + 1):
-        for xi in (x0, x0 + 1):
-            inside = (yi >= 0) & (yi < height) & (xi >= 0) & (xi < width)
+    for yi, y_share in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
+        for xi, x_share in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
+            inside = near & (yi >= 0) & (yi < height) & (xi >= 0) & (xi < width)
             value = image[:, yi.clamp(0, height - 1), xi.clamp(0, width - 1)]
-            share = (1 - (y - yi).abs()) * (1 - (x - xi).abs())
-            total = total + value * share * inside
+            total = total + value * y_share * x_share * inside
     return total
 
 

@@ -97,6 +97,31 @@ def test_modulated_deform_conv(device, case, dtype, with_bias):
     compare(own, expected, inputs, own_inputs, dtype)
 
 
+@pytest.mark.parametrize('with_mask', [True, False])
+def test_whole_offsets(device, with_mask):
+    """Points lie on pixels, and on -1, the height and the width, where mmcv's gradients are 0."""
+    case = CASES[0]
+    x, offset, mask, weight, _ = some_inputs(case)
+    offset = offset.round()
+    tensors = (x, offset, mask, weight) if with_mask else (x, offset, weight)
+    inputs = [tensor.requires_grad_() for tensor in tensors]
+    expected = reference(x, offset, mask if with_mask else None, weight, None, *case[1:])
+    own_inputs = [tensor.detach().to(device).requires_grad_() for tensor in inputs]
+    if with_mask:
+        own = modulated_deform_conv2d(*own_inputs, None, *case[1:])
+    else:
+        own = deform_conv2d(*own_inputs, *case[1:])
+    compare(own, expected, inputs, own_inputs, x.dtype)
+
+
+def test_a_sample_exactly_one_pixel_outside_gets_no_gradient(device):
+    x = torch.ones(1, 1, 2, 2, device=device)
+    offset = torch.tensor([-1.0, 0.0], device=device).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    offset = offset.clone().requires_grad_()
+    deform_conv2d(x, offset, x.new_ones(1, 1, 1, 1)).sum().backward()
+    assert offset.grad[0, 0].tolist() == [[0, 0], [0, 0]]
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_16_bits(device, dtype):
     """An offset in 16 bits beside fp32 tensors, as autocast leaves it; mmcv casts to it."""

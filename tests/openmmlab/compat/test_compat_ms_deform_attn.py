@@ -6,7 +6,7 @@ from compat_sampling import rounding, sample_zero_padded
 from mmcv.ops import MultiScaleDeformableAttention
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
-SHAPES = [(5, 4), (3, 2), (1, 1)]
+SHAPES = [(4, 5), (3, 2), (1, 1)]
 
 
 def some_inputs(batch=2, queries=3, heads=2, dim=4, points=3):
@@ -46,7 +46,11 @@ def reference(value, location, weight):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_value_and_gradients(device, dtype):
-    inputs = [tensor.requires_grad_() for tensor in some_inputs()]
+    value, location, weight = some_inputs()
+    # In the first level, of height 4, row -1, where mmcv's gradients are 0, row 1 and row 4.
+    location[0, 0, 0, 0, :, 0] = 0.4
+    location[0, 0, 0, 0, :, 1] = torch.tensor([-0.125, 0.375, 1.125])
+    inputs = [tensor.requires_grad_() for tensor in (value, location, weight)]
     expected = reference(*inputs)
     grad = torch.randn_like(expected)
     expected_grads = torch.autograd.grad(expected, inputs, grad)

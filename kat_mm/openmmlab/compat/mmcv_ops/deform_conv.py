@@ -3,6 +3,7 @@
 A convolution whose kernel points are moved, at each output position, by learned offsets, and read
 bilinearly. `offset` is [N, deform groups * kH * kW * 2, outH, outW], each point's (dy, dx) in
 pixels; `mask` is [N, deform groups * kH * kW, outH, outW]. `weight` is [out, in / groups, kH, kW].
+Around the image the values are 0, and from one pixel outside on, -1 included, all gradients too.
 
 Sources: Dai et al., arXiv 1703.06211; Zhu et al. (the mask), arXiv 1811.11168.
 
@@ -203,9 +204,25 @@ def _forward(input, weight, offset, mask, bias, geometry) -> Tensor:
 def _backward(grad, input, weight, offset, mask, bias, geometry) -> tuple[Tensor, ...]:
     grad, input, weight, offset = to_float(grad, input, weight, offset)
     mask, bias, masked = _mask_and_bias(input, weight, mask, bias)
-    return torch.ops.torchvision._deform_conv2d_backward(
+    gradients = torch.ops.torchvision._deform_conv2d_backward(
         grad, input, weight, offset, mask, bias, *geometry, masked
     )
+    # At -1 exactly, where the slope has a step, torchvision takes that on the image's side.
+    gradients[2].masked_fill_(_before_image(offset, weight.shape[2:], geometry), 0)
+    return gradients
+
+
+def _before_image(offset: Tensor, kernel: torch.Size, geometry) -> Tensor:
+    """Where a point's row, or its column, is -1 or less: shaped as `offset`."""
+    starts = []
+    for axis in (0, 1):
+        stride, pad, dilation = geometry[axis], geometry[2 + axis], geometry[4 + axis]
+        point = torch.arange(kernel[axis], device=offset.device)[:, None]
+        output = torch.arange(offset.shape[2 + axis], device=offset.device)
+        starts.append(output * stride - pad + point * dilation)
+    rows, columns = starts[0][:, None, :, None], starts[1][:, None, :]
+    y, x = offset.unflatten(1, (-1, *kernel, 2)).unbind(4)
+    return torch.stack((rows + y <= -1, columns + x <= -1), 4).view(offset.shape)
 
 
 def _mask_and_bias(input, weight, mask, bias) -> tuple[Tensor, Tensor, bool]:

@@ -64,6 +64,9 @@ def ms_deform_attn_backward(
         with torch.enable_grad():
             output = _attend(leaves[0], shape, *leaves[1:])
         by_value, by_location, by_weight = torch.autograd.grad(output, leaves, grad)
+        # At -1 pixel exactly, where the slope has a step, grid_sample takes that on the map's side.
+        pixel = leaves[1] * leaves[1].new_tensor(shape[::-1]) - 0.5
+        by_location.masked_fill_(pixel <= -1, 0)
         grad_value[:, part] += by_value
         grad_sampling_loc[:, :, :, level] = by_location.to(grad_sampling_loc.dtype)
         grad_attn_weight[:, :, :, level] = by_weight.to(grad_attn_weight.dtype)

@@ -51,7 +51,7 @@ def roi_align_forward(
         return
     output.zero_()
     size = aligned_height, aligned_width
-    for chosen, (rows, columns) in _equal_grids(rois, size, spatial_scale, sampling_ratio, aligned):
+    for chosen, (rows, columns) in equal_grids(rois, size, spatial_scale, sampling_ratio, aligned):
         # One bin per point: the points themselves, ready for an ordinary maximum pooling.
         points = torch.ops.torchvision.roi_align(
             feature,
@@ -103,7 +103,7 @@ def roi_align_backward(
     size = aligned_height, aligned_width
     bin_y = torch.arange(aligned_height, device=grad.device)[:, None]
     bin_x = torch.arange(aligned_width, device=grad.device)
-    for chosen, (rows, columns) in _equal_grids(rois, size, spatial_scale, sampling_ratio, aligned):
+    for chosen, (rows, columns) in equal_grids(rois, size, spatial_scale, sampling_ratio, aligned):
         height, width = aligned_height * rows, aligned_width * columns
         y = bin_y * rows + argmax_y[chosen].long()
         x = bin_x * columns + argmax_x[chosen].long()
@@ -122,7 +122,7 @@ def roi_align_backward(
         )
 
 
-def _equal_grids(
+def equal_grids(
     rois: Tensor,
     size: tuple[int, int],
     spatial_scale: float,
