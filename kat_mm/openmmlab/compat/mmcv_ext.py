@@ -83,6 +83,9 @@ __all__ = [
     'sync_bn_forward_var',
 ]
 
+# The ops that `mmcv.ops` has asked for and that are not among them.
+NOT_SUPPLIED: set[str] = set()
+
 
 def get_compiler_version() -> str:
     """The text that mmcv's environment report shows as its compiler."""
@@ -98,6 +101,8 @@ def __getattr__(name: str):
     # Python itself and debuggers probe modules for names with leading underscores; no op has one.
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    NOT_SUPPLIED.add(name)
 
     def not_supplied(*args, **kwargs):
         raise NotImplementedError(

@@ -2,7 +2,8 @@
 and writes configs.
 
 `probe.py` runs the old backbone to learn what maps it gives, `model.py` and `training.py` change
-the config, `source.py` reads it and writes it as a small config that inherits the old one.
+the config, `ops.py` looks for ops that are missing here, `source.py` reads the config and writes
+it as a small one that inherits the old one.
 """
 
 from mmengine.config import Config
@@ -12,6 +13,7 @@ from ...attention.mimetic import skip_mimetic_init
 from ...errors import one_line
 from .edits import MISSING, Change, Edits
 from .model import drop_weights, find_backbone, fit_images, put_backbone, put_kat
+from .ops import missing_ops
 from .probe import CannotSwap, build, kind, probe
 from .source import read_config, write_config
 from .training import fit_imports, fit_optimizer, fit_precision
@@ -37,7 +39,8 @@ def swap_backbone(
             the old one's; it needs the members of `kat_mm.models.protocol.Backbone`.
 
     Raises:
-        CannotSwap: if the backbone cannot be replaced; the config is then half changed.
+        CannotSwap: if the backbone cannot be replaced, or the model calls an op that is missing
+            here; the config is then half changed.
     """
     edits = Edits(config)
     place = find_backbone(edits)
@@ -59,14 +62,27 @@ def swap_backbone(
 
 
 def _parameters(edits: Edits, scope: str | None) -> set[str]:
-    """Returns the names of the new model's parameters, and so makes sure that it can be built."""
+    """Returns the names of the new model's parameters, and so makes sure that it can be built.
+
+    Raises:
+        CannotSwap: if it cannot, or could not run for want of ops.
+    """
+
+    def examine(model):
+        return set(dict(model.named_parameters())), missing_ops(model)
+
     try:
         with skip_mimetic_init():  # takes long, and changes values alone
-            return build(
-                edits.get('model'), scope, lambda model: set(dict(model.named_parameters()))
-            )
+            parameters, missing = build(edits.get('model'), scope, examine)
     except Exception as error:  # whatever the model's author did not foresee
         raise CannotSwap(
             f'{kind(edits.get("model"))} cannot be built with the new backbone here: '
             f'{one_line(error)}'
         ) from error
+    if missing:
+        ops = ', '.join(f'{op} (by {part})' for op, part in sorted(missing.items()))
+        raise CannotSwap(
+            f'{kind(edits.get("model"))} calls mmcv ops that are missing here: {ops}; install an '
+            'mmcv that is compiled for this torch'
+        )
+    return parameters

@@ -57,6 +57,8 @@ def fit_precision(edits: Edits) -> None:
     wrapped = kind(edits.get('optim_wrapper')) in ('OptimWrapper', 'AmpOptimWrapper')
     if not wrapped or kind(edits.get('model')) in FULL_PRECISION:
         return
+    if any(kind(node) == 'MMSyncBN' for _, node in edits.dicts('model')):  # takes no bf16
+        return
     reason = 'bf16 mixed precision; tools/train.py turns it off where there is no GPU'
     edits.set('optim_wrapper.type', 'AmpOptimWrapper', reason)
     edits.set('optim_wrapper.dtype', 'bfloat16', reason)
