@@ -7,13 +7,14 @@ it as a small one that inherits the old one.
 """
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.utils import import_modules_from_strings
 
 from ...attention.mimetic import skip_mimetic_init
 from ...errors import one_line
 from .edits import MISSING, Change, Edits
 from .model import drop_weights, find_backbone, fit_images, put_backbone, put_kat
-from .ops import missing_ops
+from .ops import called_ops
 from .probe import CannotSwap, build, kind, probe
 from .source import read_config, write_config
 from .training import fit_imports, fit_optimizer, fit_precision
@@ -29,6 +30,9 @@ def swap_backbone(
     backbone: dict | None = None,
 ) -> list[Change]:
     """Replaces the backbone of a config by KAT, with all that depends on it, in place.
+
+    Prints which of mmcv's ops the model calls, for training or for prediction, where no compiled
+    mmcv is installed.
 
     Args:
         config: config of a detector or segmentor, read without importing its custom modules.
@@ -69,20 +73,25 @@ def _parameters(edits: Edits, scope: str | None) -> set[str]:
     """
 
     def examine(model):
-        return set(dict(model.named_parameters())), missing_ops(model)
+        return set(dict(model.named_parameters())), called_ops(model)
 
     try:
         with skip_mimetic_init():  # takes long, and changes values alone
-            parameters, missing = build(edits.get('model'), scope, examine)
+            parameters, ops = build(edits.get('model'), scope, examine)
     except Exception as error:  # whatever the model's author did not foresee
         raise CannotSwap(
             f'{kind(edits.get("model"))} cannot be built with the new backbone here: '
             f'{one_line(error)}'
         ) from error
-    if missing:
-        ops = ', '.join(f'{op} (by {part})' for op, part in sorted(missing.items()))
+    if ops.missing:
+        missing = ', '.join(f'{op} (by {part})' for op, part in sorted(ops.missing.items()))
         raise CannotSwap(
-            f'{kind(edits.get("model"))} calls mmcv ops that are missing here: {ops}; install an '
-            'mmcv that is compiled for this torch'
+            f'{kind(edits.get("model"))} calls mmcv ops that are missing here: {missing}; install '
+            'an mmcv that is compiled for this torch'
+        )
+    if ops.supplied:
+        print_log(
+            f'no compiled mmcv is installed: of the ops that {kind(edits.get("model"))} calls, '
+            f'kat_mm runs {", ".join(sorted(ops.supplied))} on PyTorch'
         )
     return parameters

@@ -1,13 +1,13 @@
-"""Which of mmcv's ops a model calls that this environment lacks, found without running the model.
+"""Which of mmcv's ops a model calls where no compiled mmcv is installed, found without running it.
 
-Some ops are called in prediction alone, after hours of training, so their code is read instead.
+Some ops are called in prediction alone, after hours of training, so the model's code is read.
 """
 
 import inspect
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.autograd import Function
@@ -16,23 +16,33 @@ from torch.autograd import Function
 FOREIGN = {'builtins', 'torch', 'numpy', *sys.stdlib_module_names}
 
 
-def missing_ops(model: nn.Module) -> dict[str, str]:
-    """Returns the ops of mmcv that parts of a model call in vain, each with the name of a part.
+class Ops(NamedTuple):
+    """Ops that a model calls, each with the name of a part that does: here, and missing here."""
+
+    supplied: dict[str, str]
+    missing: dict[str, str]
+
+
+def called_ops(model: nn.Module) -> Ops:
+    """Returns the ops of mmcv that parts of a model call; none where mmcv's own are installed.
 
     Parts are modules and what they hold: assigners, samplers, coders. Of the functions that their
     methods call, and these in turn, all count, whether a setting of the model leads there or not;
     the ops of layers count where the model has such layers.
     """
+    ops = Ops({}, {})
     ext = sys.modules.get('mmcv._ext')
-    missing = getattr(ext, 'NOT_SUPPLIED', ())  # a compiled one has all
-    found: dict[str, str] = {}
+    if not hasattr(ext, 'NOT_SUPPLIED'):
+        return ops
     seen: set[int] = set()
     for part in {type(each): None for each in _parts(model, seen)}:
         for function in _methods(part):
-            for op in _ops(function, seen):
-                if op in missing:
-                    found.setdefault(op, part.__name__)
-    return found
+            for name in _ops(function, seen):
+                if name in ext.__all__:
+                    ops.supplied.setdefault(name, part.__name__)
+                elif name in ext.NOT_SUPPLIED:
+                    ops.missing.setdefault(name, part.__name__)
+    return ops
 
 
 def _parts(node: Any, seen: set[int]) -> Iterator[Any]:

@@ -55,9 +55,8 @@ def shrink(config):
 
 def classes_of(config):
     things = [node['num_things_classes'] for node in nested(config.model, 'num_things_classes')]
-    return (
-        things[0] if things else min(n['num_classes'] for n in nested(config.model, 'num_classes'))
-    )
+    classes = [node['num_classes'] for node in nested(config.model, 'num_classes')]
+    return things[0] if things else min(classes, default=1)  # an RPN alone has objects
 
 
 def loads_masks(config):
@@ -131,9 +130,15 @@ def train(model, config):
 
 
 def predict(model, config):
+    """Predicts in batches of the config's size, since some models take single images alone."""
     model.eval()
+    data, size = batch(config), config.test_dataloader.batch_size
     with torch.no_grad():
-        return model.test_step(batch(config))
+        return [
+            sample
+            for i in range(0, len(data['inputs']), size)
+            for sample in model.test_step({key: each[i : i + size] for key, each in data.items()})
+        ]
 
 
 def build(config):

@@ -212,6 +212,8 @@ def test_mixed_precision_is_bf16():
         assert 'loss_scale' not in wrapper
     MODELS.register_module('VFNet', force=True, module=Anything)
     assert swapped(model={'type': 'VFNet'}).optim_wrapper.type == 'OptimWrapper'
+    config = swapped(model={'neck': [{'norm_cfg': {'type': 'MMSyncBN'}}]})  # which takes no bf16
+    assert config.optim_wrapper.type == 'OptimWrapper'
     extractor = {'type': 'SingleRoIExtractor', 'out_channels': 8}
     config = swapped(model={'roi_head': [{'bbox_roi_extractor': extractor}]})
     assert config.model.roi_head[0].bbox_roi_extractor.type == 'FullPrecisionRoIExtractor'
