@@ -1,35 +1,66 @@
 """Loaders of images and label maps that refuse bad files by name."""
 
+from io import BytesIO
+
 import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
 
 IGNORED = 255  # mmseg's label of pixels that count nowhere
+START_OF_JPEG, END_OF_JPEG = b'\xff\xd8', b'\xff\xd9'
 
 
 @TRANSFORMS.register_module()
 class LoadCheckedImage(LoadImageFromFile):
-    """Loads an image as mm's LoadImageFromFile does, and names a file that is not whole.
+    """Loads the pixels that mm's LoadImageFromFile loads, and names a file that is not whole.
 
-    OpenCV before version 5 fills the rest of a truncated JPEG with grey and says nothing, so images
-    are decoded with Pillow by default. Takes LoadImageFromFile's arguments.
+    Both have the same decoder, so that training and validation see the same image whatever its
+    format and mode. OpenCV before 4.11 fills the rest of a truncated JPEG with grey and says
+    nothing; here it is an error. Takes LoadImageFromFile's arguments.
 
     Raises:
-        DataError: for a file that is missing or cannot be decoded completely.
+        DataError: for a file that is missing or cannot be decoded completely, and for an image of
+            another size than the data set says, whose boxes would lie elsewhere.
     """
 
-    def __init__(self, *args, imdecode_backend: str = 'pillow', **kwargs):
-        super().__init__(*args, imdecode_backend=imdecode_backend, **kwargs)
-
     def transform(self, results: dict) -> dict | None:
+        path = results['img_path']
         try:
-            return super().transform(results)
+            image = self._decode(fileio.get(path, backend_args=self.backend_args))
         except Exception as error:  # damaged files fail in many ways
-            raise _unreadable('image', results['img_path'], error) from error
+            if self.ignore_empty:
+                return None
+            raise _unreadable('image', path, error) from error
+        size = image.shape[:2]
+        stated = results.get('height', size[0]), results.get('width', size[1])
+        if size != stated:
+            raise DataError(
+                f'image {path} is {size[0]} x {size[1]} pixels (height x width), the annotations '
+                f'say {stated[0]} x {stated[1]}: correct them; if the two are swapped and the file '
+                "has an EXIF orientation, color_type='color_ignore_orientation' of all loaders of "
+                'images undoes it'
+            )
+        results['img'] = image.astype(np.float32) if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = size
+        return results
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+        cut = content.startswith(START_OF_JPEG) and not content.endswith(END_OF_JPEG)
+        if image is None or cut:
+            try:
+                with Image.open(BytesIO(content)) as file:
+                    file.load()  # tells what is wrong
+            except UnidentifiedImageError:
+                raise ValueError('it is not an image') from None
+        if image is None:
+            raise ValueError(f'{self.imdecode_backend} cannot decode it')
+        return image
 
 
 @TRANSFORMS.register_module()
