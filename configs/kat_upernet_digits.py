@@ -34,7 +34,7 @@ model = dict(
         num_classes=11,
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN'),
-        loss_decode=dict(class_weight=[0.2, *digits]),
+        loss_decode=dict(type='WeightedCrossEntropyLoss', class_weight=[0.2, *digits]),
     ),
     auxiliary_head=dict(
         in_channels=64,
@@ -43,7 +43,9 @@ model = dict(
         num_classes=11,
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN'),
-        loss_decode=dict(class_weight=[0.1, *digits], loss_weight=1.0),
+        loss_decode=dict(
+            type='WeightedCrossEntropyLoss', class_weight=[0.1, *digits], loss_weight=1.0
+        ),
     ),
 )
 

@@ -30,6 +30,11 @@ def _register_for_mmdet(_) -> None:
     from . import instance_tta, roi_extractor  # noqa: F401
 
 
+def _register_for_mmseg(_) -> None:
+    from . import losses  # noqa: F401
+
+
+when_imported('mmseg.models', _register_for_mmseg, 'register its losses with mmseg')
 when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
 
 __all__ = [
