@@ -1,6 +1,10 @@
 """Checks of a built model that need no data, so that they come before training."""
 
+import logging
+from collections.abc import Sequence
+
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor
 from torch import nn
 
@@ -60,6 +64,32 @@ def _check_neck(neck: nn.Module, backbone: Backbone) -> None:
             f'{backbone.out_strides} ({one_line(error)}): correct the neck, or pyramid, '
             'out_indices or arch of the backbone'
         ) from error
+
+
+def check_classes(model: nn.Module, classes: Sequence[str] | None) -> None:
+    """Checks that the heads have an output for each class; more than that are worth a warning.
+
+    Raises:
+        ConfigError: names the head, its number of classes and that of the data.
+    """
+    if classes is None:
+        return
+    for name, head in model.named_modules():
+        known = getattr(head, 'num_classes', None)
+        kind = type(head).__name__
+        # A region proposal network tells objects from the rest, STDCHead edges.
+        other = 'rpn_head' in name.split('.') or kind in ('FusedSemanticHead', 'STDCHead')
+        if not kind.endswith('Head') or other or not isinstance(known, int):
+            continue
+        if getattr(head, 'class_agnostic', False) or known == len(classes):
+            continue
+        message = (
+            f'model.{name}: {kind} has num_classes={known}, the data set {len(classes)} classes: '
+            f'set --cfg-options model.{name}.num_classes={len(classes)}, in all heads'
+        )
+        if known < len(classes):
+            raise ConfigError(message)
+        print_log(message, 'current', logging.WARNING)
 
 
 def _check_head(name: str, head: nn.Module | None, channels: tuple[int, ...]) -> None:
