@@ -7,6 +7,7 @@ import pytest
 from imports import ROOT, third_parties
 
 DISTRIBUTIONS = {  # whose names differ from those of their modules
+    'PIL': 'pillow',
     'cv2': 'opencv-python',
     'mmcv': 'mmcv-lite',
     'mmseg': 'mmsegmentation',

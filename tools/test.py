@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
 from kat_mm.openmmlab import config_checks, configs
+from kat_mm.openmmlab.checkpoint_checks import check_all_loaded
+from kat_mm.openmmlab.model_checks import check_classes
 
 
 def parse_args():
@@ -90,6 +92,8 @@ def main():
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    check_classes(runner.model, config_checks.classes_of(config, 'test'))
+    check_all_loaded(runner.model, args.checkpoint)
     runner.test()
 
 

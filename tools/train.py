@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
 from kat_mm.openmmlab import config_checks, configs, latest_checkpoint
+from kat_mm.openmmlab.checkpoint_checks import warn_of_random_parts
 from kat_mm.openmmlab.model_checks import check_classes, check_model
 
 
@@ -65,6 +66,8 @@ def main():
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     check_model(runner.model)
     check_classes(runner.model, config_checks.classes_of(config, 'train'))
+    if not config.resume:
+        warn_of_random_parts(runner.model, config.get('load_from'))
     runner.train()
 
 

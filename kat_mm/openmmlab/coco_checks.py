@@ -1,4 +1,4 @@
-"""Checks of COCO's annotation files: what would crash, mislabel or miscount, told before training."""
+"""Checks of COCO's annotation files: what would crash, mislabel or miscount."""
 
 import json
 import logging
@@ -250,7 +250,8 @@ def _box(file: CocoFile, annotation: dict) -> list:
     except (TypeError, ValueError):
         pass
     raise file.error(
-        f'annotation {annotation["id"]}: bbox={box!r} must be four numbers: left, top, width, height'
+        f'annotation {annotation["id"]}: bbox={box!r} must be four numbers: '
+        'left, top, width, height'
     )
 
 

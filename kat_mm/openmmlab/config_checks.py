@@ -38,12 +38,12 @@ def check_data(config: Config, *splits: str) -> None:
             parts = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
             for part in ['', *(p for p in parts if isinstance(p, str))]:
                 path = Path(root, part)
-                if root and _is_local(root) and _is_local(part) and not path.exists():
+                if root and is_local(root) and is_local(part) and not path.exists():
                     raise DataError(_missing_data(root, path))
         metrics = list(nested(config.get(f'{split}_evaluator'), 'ann_file'))
         for metric in metrics:
             path = metric['ann_file']
-            if path and _is_local(path) and not Path(path).exists():
+            if path and is_local(path) and not Path(path).exists():
                 raise DataError(f'{split}_evaluator.ann_file: {path} does not exist')
         ids = set()
         for name, settings, dataset in built_datasets(config, split):
@@ -62,16 +62,16 @@ def check_data(config: Config, *splits: str) -> None:
                     f'({", ".join(others)}), or in another order: give all data sets the same '
                     'metainfo'
                 )
-            if not _is_local(dataset.data_root or '') or settings.get('backend_args'):
+            if not is_local(dataset.data_root or '') or settings.get('backend_args'):
                 continue
             if is_segmentation(config):
                 _check_label_maps(name, settings, dataset)
-            elif _is_coco(dataset) and _is_local(dataset.ann_file):
+            elif _is_coco(dataset) and is_local(dataset.ann_file):
                 file = read(dataset.ann_file)
                 check_dataset(file, settings, dataset)
                 ids |= file.images.keys()
         for metric in metrics if seen else ():
-            if metric['ann_file'] and _is_local(metric['ann_file']) and _is_coco_metric(metric):
+            if metric['ann_file'] and is_local(metric['ann_file']) and _is_coco_metric(metric):
                 file = read(metric['ann_file'])
                 check_metric(file, metric, seen[''][1])
                 if missing := ids - file.images.keys():
@@ -82,7 +82,7 @@ def check_data(config: Config, *splits: str) -> None:
 
 
 def built_datasets(config: Config, split: str) -> Iterator[tuple[str, ConfigDict, BaseDataset]]:
-    """Yields the data sets of a split that are mmengine's, also inside wrappers, without their data.
+    """Yields the data sets of a split that are mmengine's, those inside wrappers too.
 
     Yields:
         What messages call it, its settings, and the data set with neither data nor pipeline.
@@ -151,12 +151,12 @@ def _check_label_maps(
         return
     classes = dataset.metainfo['classes']
     for step in nested(settings.pipeline, 'num_classes'):
-        if step.get('type') in ('LoadCheckedLabelMap', LoadCheckedLabelMap):
-            if step['num_classes'] != len(classes):
-                raise ConfigError(
-                    f'{name}: LoadCheckedLabelMap has num_classes={step["num_classes"]}, the data '
-                    f'set {len(classes)} classes'
-                )
+        ours = step.get('type') in ('LoadCheckedLabelMap', LoadCheckedLabelMap)
+        if ours and step['num_classes'] != len(classes):
+            raise ConfigError(
+                f'{name}: LoadCheckedLabelMap has num_classes={step["num_classes"]}, the data set '
+                f'{len(classes)} classes'
+            )
     samples = dataset.load_data_list()[:count]
     if not samples:
         raise DataError(
@@ -174,7 +174,7 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     Raises:
         DataError: names the file, what is wrong with it and what to do.
     """
-    if not _is_local(path):
+    if not is_local(path):
         return
     content = read_checkpoint(path)
     weights_of(content, f'checkpoint {path}')
@@ -195,7 +195,7 @@ def check_pretrained(config: Config) -> None:
     for key, name in names.items():
         for settings in nested(config.get('model'), key):
             path = settings[key]
-            if not isinstance(path, str) or not _is_local(path):
+            if not isinstance(path, str) or not is_local(path):
                 continue
             if is_hub_id(path):  # downloaded now, so that training starts with it or not at all
                 read_checkpoint(path)
@@ -208,5 +208,5 @@ def check_pretrained(config: Config) -> None:
             check_checkpoint(path)
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
     return '://' not in path and not re.match(r'\w+:', path)
