@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import kat_mm.openmmlab  # noqa: F401
@@ -171,6 +172,24 @@ def test_ade20k_recipe(load, name):
     assert tuple(crop.crop_size) == tuple(config.model.data_preprocessor.size) == (512, 512)
     assert config.val_evaluator.type == 'IoUMetric'
     assert config.val_evaluator.iou_metrics == ['mIoU']
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if 'upernet' in name])
+@pytest.mark.parametrize('ignored', ['some', 'all'])
+def test_losses_of_ignored_pixels_are_finite(load, name, ignored):
+    model = load(name).model
+    for head in (model.decode_head, model.auxiliary_head):
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            loss = MODELS.build(head.loss_decode)
+        scores = torch.randn(1, head.num_classes, 4, 4, requires_grad=True)
+        labels = torch.full((1, 4, 4), 255)
+        if ignored == 'some':
+            labels[0, 0] = head.num_classes - 1
+        value = loss(scores, labels, ignore_index=255)
+        value.backward()
+        assert value.isfinite()
+        assert scores.grad.isfinite().all()
+        assert bool(scores.grad.any()) == (ignored == 'some')
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -1,8 +1,10 @@
 """What would crash, mislabel or miscount in a COCO data set is told before training."""
 
 import json
+import re
 import shutil
 from copy import deepcopy
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -73,9 +75,9 @@ def refusal(config):
 def edit(config, split, change):
     dataset = config[f'{split}_dataloader'].dataset
     path = f'{dataset.data_root}/{dataset.ann_file}'
-    content = json.loads(open(path).read())
+    content = json.loads(Path(path).read_text())
     change(content)
-    open(path, 'w').write(json.dumps(content))
+    Path(path).write_text(json.dumps(content))
     return path
 
 
@@ -156,8 +158,6 @@ def test_mistakes_are_named(config, case, split):
     path = edit(config, split, spoil)
     text = refusal(config)
     assert path in text or 'image' in text
-    import re
-
     assert message in text or re.search(message, text), text
 
 
@@ -178,13 +178,13 @@ def test_what_an_evaluator_would_trip_over(config, spoil, message):
 @pytest.mark.parametrize('content', ['', '[]', '{"images": 3}', '{'])
 def test_other_files(config, content):
     path = edit(config, 'train', lambda _: None)
-    open(path, 'w').write(content)
+    Path(path).write_text(content)
     assert refusal(config).startswith(f'annotations {path}: it ')
 
 
 def test_a_byte_order_mark(config):
     path = edit(config, 'val', lambda _: None)
-    open(path, 'w', encoding='utf-8-sig').write(json.dumps(coco()))
+    Path(path).write_text(json.dumps(coco()), encoding='utf-8-sig')
     assert 'it begins with a byte order mark' in refusal(config)
 
 
@@ -251,8 +251,6 @@ def test_wrapped_data_sets(config, wrap):
     ],
 )
 def test_classes_of_a_data_set(config, classes, message):
-    import re
-
     config.train_dataloader.dataset.metainfo = dict(classes=classes)
     assert re.search(message, refusal(config))
 

@@ -6,7 +6,8 @@ from torch import nn
 
 import kat_mm.openmmlab  # noqa: F401
 from kat_mm.errors import ConfigError
-from kat_mm.openmmlab.model_checks import check_model
+from kat_mm.openmmlab import model_checks
+from kat_mm.openmmlab.model_checks import check_classes, check_model
 
 ARCH = {'embed_dims': 32, 'num_layers': 4, 'num_heads': 2}
 PYRAMID = (8, 16, 24, 32)
@@ -94,3 +95,37 @@ def test_a_neck_that_takes_more_than_maps_is_left_alone():
     model = segmentor({}, FPN)
     model.neck = TextNeck()
     check_model(model)
+
+
+class TestClasses:
+    @pytest.fixture
+    def model(self):
+        model = segmentor({})
+        model.auxiliary_head = nn.ModuleList([segmentor({'num_classes': 3}).decode_head])
+        return model
+
+    @pytest.fixture
+    def told(self, monkeypatch):
+        told = []
+        monkeypatch.setattr(model_checks, 'print_log', lambda text, *_: told.append(text))
+        return told
+
+    @pytest.mark.parametrize(
+        ('classes', 'name', 'known'), [('abc', 'decode_head', 2), ('abcd', 'decode_head', 2)]
+    )
+    def test_too_few_outputs(self, model, classes, name, known):
+        with pytest.raises(ConfigError, match=rf'model\.{name}: FCNHead has num_classes={known}'):
+            check_classes(model, classes)
+
+    def test_too_many_outputs(self, model, told):
+        check_classes(model, 'ab')
+        [text] = told
+        assert text.startswith('model.auxiliary_head.0: FCNHead has num_classes=3, the data set 2 ')
+
+    def test_what_tells_no_classes(self, model, told):
+        check_classes(model, None)
+        network = nn.ModuleDict({'rpn_head': model.decode_head})
+        check_classes(network, 'abc')
+        model.decode_head.class_agnostic = True
+        check_classes(model, 'abc')
+        assert not told
