@@ -16,7 +16,7 @@ from .configs import nested
 from .loading import LoadCheckedImage
 
 IMAGE_FIELDS = ('file_name', 'height', 'width')
-FIRST = 20  # images of a data set that are opened
+FIRST = 4  # images of a data set that are opened, as wrong sizes seldom come alone
 
 
 @dataclass

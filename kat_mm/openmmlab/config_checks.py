@@ -31,7 +31,7 @@ def check_data(config: Config, *splits: str) -> None:
         ConfigError: if the classes differ.
     """
     read = functools.cache(read_coco)  # a file that serves twice is read once
-    seen = {}
+    first = None  # data set, with its classes
     for split in splits:
         for dataset in nested(config.get(f'{split}_dataloader'), 'data_root'):
             root = str(dataset['data_root'] or '')
@@ -55,7 +55,8 @@ def check_data(config: Config, *splits: str) -> None:
                     f'{name}: classes={classes!r} must be different names, in a tuple or list: one '
                     'alone is written (name,)'
                 )
-            other, others = seen.setdefault('', (name, classes))
+            first = first or (name, classes)
+            other, others = first
             if list(others) != list(classes):
                 raise ConfigError(
                     f'the classes of {name} ({", ".join(classes)}) are not those of {other} '
@@ -70,10 +71,10 @@ def check_data(config: Config, *splits: str) -> None:
                 file = read(dataset.ann_file)
                 check_dataset(file, settings, dataset)
                 ids |= file.images.keys()
-        for metric in metrics if seen else ():
+        for metric in metrics if first else ():
             if metric['ann_file'] and is_local(metric['ann_file']) and _is_coco_metric(metric):
                 file = read(metric['ann_file'])
-                check_metric(file, metric, seen[''][1])
+                check_metric(file, metric, first[1])
                 if missing := ids - file.images.keys():
                     raise DataError(
                         f'{split}_evaluator.ann_file: {file.path} lacks {len(missing)} of the '
