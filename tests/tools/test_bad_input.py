@@ -253,3 +253,17 @@ def test_data_that_cannot_be_made(run_tool, tmp_path):
     (tmp_path / 'photos' / 'mine.jpg').touch()
     message = run_tool(tmp_path, 'make_digit_scenes.py', 'photos').error()
     assert 'is not a digit-scenes data set' in message
+
+
+def test_a_checkpoint_that_leaves_parts_random(run_tool, flat_config, tmp_path):
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(Config.fromfile(flat_config).model)
+    weights = model.state_dict()
+    torch.save({k: v for k, v in weights.items() if 'mask_head' not in k}, tmp_path / 'part.pth')
+    message = run_tool(tmp_path, 'test.py', flat_config, 'part.pth').error()
+    assert message.startswith(
+        'checkpoint part.pth has no weights that fit for roi_head.mask_head: scores would be'
+    )
