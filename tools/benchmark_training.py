@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 from rich.console import Console
 
@@ -41,7 +40,7 @@ COLUMNS = (
 )
 
 
-def build(config_path: str, options: dict, batches: int):
+def build(config_path: str, options: list[str], batches: int):
     """Returns what makes one training step, over the batches in turn, its model and optimizer."""
     config = configs.read_config(config_path, options)
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
@@ -75,7 +74,7 @@ def main():
     parser.add_argument('--steps', type=positive, default=50, help='timed steps of each config')
     parser.add_argument('--warmup', type=positive, default=10, help='steps before')
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    configs.add_settings(parser)
     parser.add_argument('--csv', type=Path, help='file to append the results to')
     args = parser.parse_args()
     if args.csv:
@@ -103,7 +102,7 @@ def main():
     table = step_table(title, rows, 'first', 'config', 'first / this', digits=1)
     Console(width=120).print(table)
     if args.csv:
-        options = ' '.join(f'{key}={value}' for key, value in args.cfg_options.items())
+        options = ' '.join(args.cfg_options)
         described = {**source, 'options': options}
         append_csv(args.csv, COLUMNS, [{**described, 'config': k, **v} for k, v in figures.items()])
 

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
@@ -75,13 +75,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', nargs=2, type=positive, metavar=('H', 'W'), help='size of the image in pixels'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='settings that override the config',
-    )
+    configs.add_settings(parser)
     parser.add_argument(
         '--device',
         choices=['meta', 'cpu'],

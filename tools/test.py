@@ -1,16 +1,18 @@
 """Evaluates a detector or a segmentor: tools/test.py CONFIG CHECKPOINT"""
 
-from copy import deepcopy
+from logging import WARNING
+from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.config import Config
+from mmengine.logging import print_log
 
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
 from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.checkpoint_checks import check_all_loaded
 from kat_mm.openmmlab.model_checks import check_classes
+from kat_mm.openmmlab.runs import build_runner, config_mistakes
+from kat_mm.openmmlab.tta import augment_tests
 
 
 def parse_args():
@@ -33,62 +35,50 @@ def parse_args():
     return parser.parse_args()
 
 
-def draw_predictions(config: Config, args) -> None:
+def draw_predictions(config: Config, args, is_segmentation: bool) -> None:
     hook = config.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise ConfigError(f'--show and --show-dir: {args.config} has no visualization hook')
+    if args.launcher != 'none':
+        print_log('--show and --show-dir: only the images of the first process', level=WARNING)
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
-    if configs.is_segmentation(config):
+    if is_segmentation:
         hook.interval = 1  # every picture, as in detection
-    if args.show_dir and configs.is_segmentation(config):
+    if args.show_dir and is_segmentation:
         config.visualizer.save_dir = args.show_dir
     elif args.show_dir:
         hook.test_out_dir = args.show_dir
 
 
-def augment(config: Config) -> None:
-    """Wraps the model in test time augmentation: the config's own, or flips for detection."""
-    dataset = config.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    if not (config.get('tta_model') and config.get('tta_pipeline')):
-        if configs.is_segmentation(config):
-            raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
-        config.tta_model = dict(
-            type='InstanceTTAModel',
-            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-        )
-        pack = deepcopy(dataset.pipeline[-1])
-        pack.meta_keys = (
-            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            *('flip', 'flip_direction'),
-        )
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        config.tta_pipeline = [
-            *deepcopy(dataset.pipeline[:-1]),
-            dict(type='TestTimeAug', transforms=[flips, [pack]]),
-        ]
-    dataset.pipeline = config.tta_pipeline
-    config.model = ConfigDict(**config.tta_model, module=config.model)
+def set_output(config: Config, out: str, is_segmentation: bool) -> None:
+    """Checks where predictions go, and has the label maps of a segmentor written there."""
+    if is_segmentation:
+        if Path(out).is_file():
+            raise ConfigError(f'--out {out}: is a file; label maps need a folder')
+        # Now, as the processes after the first do not wait for it to make the folder.
+        Path(out).mkdir(parents=True, exist_ok=True)
+        next(configs.nested(config.test_evaluator, 'type')).output_dir = out
+    elif not out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {out}: detections are saved to a file that ends in .pkl')
 
 
+@config_mistakes()
 def main():
     args = parse_args()
     config = configs.load_config(args)
+    is_segmentation = configs.is_segmentation(config)  # also where the model is wrapped below
     if args.tta:
-        augment(config)
+        augment_tests(config)
     config_checks.check_data(config, 'test')
     config_checks.check_checkpoint(args.checkpoint)
     config.load_from, config.resume = args.checkpoint, False
     if args.show or args.show_dir:
-        draw_predictions(config, args)
-    if args.out and configs.is_segmentation(config):
-        next(configs.nested(config.test_evaluator, 'type')).output_dir = args.out
-    elif args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise ConfigError(f'--out {args.out}: detections are saved to a file that ends in .pkl')
+        draw_predictions(config, args, is_segmentation)
+    if args.out:
+        set_output(config, args.out, is_segmentation)
 
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    if args.out and not configs.is_segmentation(config):
+    runner = build_runner(config)
+    if args.out and not is_segmentation:
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

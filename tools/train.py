@@ -1,15 +1,12 @@
 """Trains a detector or a segmentor: tools/train.py configs/kat_maskrcnn_coco.py"""
 
-from mmengine.config import Config
-from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
 from kat_mm.command_line import run_reporting_errors
 from kat_mm.errors import ConfigError
-from kat_mm.openmmlab import config_checks, configs, latest_checkpoint
+from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.checkpoint_checks import warn_of_random_parts
 from kat_mm.openmmlab.model_checks import check_classes, check_model
+from kat_mm.openmmlab.resume import ResumeCheckHook, choose_weights
+from kat_mm.openmmlab.runs import build_runner, check_optimizer, config_mistakes
 
 
 def parse_args():
@@ -30,20 +27,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def choose_weights(config: Config, resume: str | None) -> None:
-    """Sets what training starts from: a checkpoint to resume, load_from, or nothing."""
-    if resume is None and config.get('resume'):
-        resume = config.get('load_from') or 'auto'
-    path = latest_checkpoint(config.work_dir) if resume == 'auto' else resume
-    config.resume = path is not None
-    if config.resume:
-        config.load_from = path
-    elif resume:
-        print_log(f'nothing to resume in {config.work_dir}: training from the start', 'current')
-    if config.get('load_from'):
-        config_checks.check_checkpoint(config.load_from, config.resume)
-
-
+@config_mistakes()
 def main():
     args = parse_args()
     config = configs.load_config(args)
@@ -63,11 +47,13 @@ def main():
     config_checks.check_data(config, 'train', 'val')
     config_checks.check_pretrained(config)
 
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    check_optimizer(config)
+    runner = build_runner(config)
     check_model(runner.model)
     check_classes(runner.model, config_checks.classes_of(config, 'train'))
     if not config.resume:
         warn_of_random_parts(runner.model, config.get('load_from'))
+    runner.register_hook(ResumeCheckHook())
     runner.train()
 
 

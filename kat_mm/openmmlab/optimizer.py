@@ -4,7 +4,7 @@ import logging
 import math
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
@@ -101,6 +101,15 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for name, value in config.items():
                 check_number(f'custom_keys[{key!r}].{name}', value)
         super().__init__(optim_wrapper_cfg, options)
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Returns the wrapped optimizer.
+
+        Its groups are plain dicts, not mmengine's: torch.compile knows no others.
+        """
+        wrapper = super().__call__(model)
+        wrapper.optimizer.param_groups[:] = map(dict, wrapper.optimizer.param_groups)
+        return wrapper
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Appends the parameter groups of a whole model, one for each pair of multiples."""

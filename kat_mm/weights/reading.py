@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock  # torch requires it
 from torch import Tensor
 
 from ..errors import DataError
@@ -102,12 +103,13 @@ def _from_url(url: str) -> Path:
     name = url.partition('?')[0].rstrip('/').rpartition('/')[2]
     # Many URLs end in the same name, such as model.safetensors.
     path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}'
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except Exception as error:
-            raise unreachable(url, error) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f'{path}.lock'):  # one process of a distributed run downloads, the others wait
+        if not path.is_file():
+            try:
+                torch.hub.download_url_to_file(url, str(path))
+            except Exception as error:
+                raise unreachable(url, error) from error
     return path
 
 

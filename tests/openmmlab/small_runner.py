@@ -21,6 +21,9 @@ class RandomNumbers(BaseDataset):
         return [{}] * 8
 
     def __getitem__(self, index):
+        return self.load(index)
+
+    def load(self, index):
         draws = [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
         return {'inputs': torch.tensor([index, *draws])}
 
@@ -63,12 +66,22 @@ class Losses(Hook):
 
 
 def small_runner(
-    work_dir, *, length=2, by_epoch=True, workers=0, hooks=(), checkpoint=None, seed=1, **kwargs
+    work_dir,
+    *,
+    length=2,
+    by_epoch=True,
+    workers=0,
+    hooks=(),
+    checkpoint=None,
+    seed=1,
+    sampler=None,
+    accumulative_counts=1,
+    **kwargs,
 ):
     """Returns a runner of `length` epochs of four iterations, or of `length` iterations."""
 
     def loader(workers):
-        kind = 'DefaultSampler' if by_epoch else 'InfiniteSampler'
+        kind = sampler or ('DefaultSampler' if by_epoch else 'InfiniteSampler')
         return {
             'batch_size': 2,
             'num_workers': workers,
@@ -93,7 +106,10 @@ def small_runner(
         val_dataloader=validation,
         val_cfg={},
         val_evaluator=Evaluator([Rising(prefix='rising')]),
-        optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.01, 'momentum': 0.9}},
+        optim_wrapper={
+            'optimizer': {'type': 'SGD', 'lr': 0.01, 'momentum': 0.9},
+            'accumulative_counts': accumulative_counts,
+        },
         default_hooks={
             'checkpoint': {
                 'type': 'SafeCheckpointHook',

@@ -5,9 +5,10 @@ import signal
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from small_runner import small_runner
 
-from kat_mm.openmmlab import latest_checkpoint
+from kat_mm.openmmlab import EpochSeedHook, latest_checkpoint
 from kat_mm.openmmlab.hooks import checkpoint as checkpoint_hook
 from kat_mm.openmmlab.hooks.checkpoint import AtomicLocalBackend
 from kat_mm.weights.reading import read_checkpoint
@@ -237,3 +238,47 @@ class TestLatestCheckpoint:
             truncate(path)
         assert latest_checkpoint(self.folder) is None
         assert latest_checkpoint(self.folder / 'missing') is None
+
+
+class Stop(Hook):
+    """Ends a run after an iteration, once its checkpoint is written."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.done = runner.iter + 1 == self.iteration
+        if self.done and not runner.train_loop.__class__.__name__.startswith('Epoch'):
+            raise Interruption
+
+    def after_train_epoch(self, runner):
+        if self.done:
+            raise Interruption
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_gradients_of_an_unfinished_accumulation(tmp_path, by_epoch):
+    """Updates come after 3, 6 and 8 iterations; the run is stopped after 4."""
+    kind = dict(by_epoch=by_epoch, length=2 if by_epoch else 8, accumulative_counts=3)
+    small_runner(tmp_path / 'whole', hooks=[EpochSeedHook()], **kind).train()
+    with pytest.raises(Interruption):
+        small_runner(tmp_path / 'parts', hooks=[EpochSeedHook(), Stop(4)], **kind).train()
+    saved = torch.load(latest_checkpoint(tmp_path / 'parts'), weights_only=True)
+    assert saved['gradients'].keys() == saved['state_dict'].keys()
+    small_runner(tmp_path / 'parts', hooks=[EpochSeedHook()], resume=True, **kind).train()
+    first, second = (
+        torch.load(latest_checkpoint(tmp_path / name), weights_only=True)
+        for name in ('whole', 'parts')
+    )
+    assert 'gradients' not in first
+    for key, weight in first['state_dict'].items():
+        assert torch.equal(second['state_dict'][key], weight)
+
+
+def test_torch_reads_a_checkpoint_without_mmengine(tmp_path):
+    small_runner(tmp_path, length=1).train()
+    content = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    loss = content['message_hub']['log_scalars']['train/loss']
+    assert loss['log_history'].shape == loss['count_history'].shape == (4,)

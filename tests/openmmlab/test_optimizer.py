@@ -162,6 +162,13 @@ def test_groups_say_what_they_are():
     assert groups[0]['group_name'] == 'lr 0.0312 (x 0.0312), weight decay 0'
 
 
+def test_torch_compiles_a_step():
+    """As mmengine's `compile=True` does, with that of the optimizer in it."""
+    model = Detector()
+    groups, _ = build(model, layer_decay_rate=0.5)
+    assert {type(group) for group in groups} == {dict}
+
+
 def test_a_step_moves_deep_blocks_less():
     torch.manual_seed(0)
     model = Detector()

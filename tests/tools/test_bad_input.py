@@ -235,12 +235,52 @@ def test_augmentation_of_segmentation_is_up_to_the_config(run_tool, flat_config,
 
 
 def test_other_errors_keep_their_traceback(run_tool, flat_config, tmp_path):
-    run = run_tool(
-        tmp_path, 'train.py', flat_config, '--cfg-options', 'model.backbone.type=Unheard'
-    )
+    option = 'env_cfg.mp_cfg.mp_start_method=teleport'
+    run = run_tool(tmp_path, 'train.py', flat_config, '--cfg-options', option)
     assert run.status == 1
     assert 'Traceback' in run.stderr
-    assert 'Unheard' in run.stderr.splitlines()[-1]
+    assert 'teleport' in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('foo', '--cfg-options foo: must be KEY=VALUE'),
+        ('model.backbone.type=Unheard', 'there is no Unheard'),
+        ('visualizer.vis_backends.0.type=AimVisBackend', 'needs the package aim, which is not'),
+    ],
+)
+def test_settings_of_the_command_line(run_tool, flat_config, tmp_path, option, message):
+    run = run_tool(tmp_path, 'train.py', flat_config, '--cfg-options', option)
+    assert message in run.error()
+
+
+def test_mistakes_of_a_config(run_tool, flat_config, tmp_path):
+    (tmp_path / 'own.py').write_text(f"_base_ = '{flat_config}'\ntrain_cfg = dict(max_epoch=1)\n")
+    message = run_tool(tmp_path, 'train.py', 'own.py').error()
+    assert message == 'config: EpochBasedTrainLoop takes no max_epoch; did you mean max_epochs?'
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('from kat_mm.openmmlab import KATT\nmodel = dict(type=KATT)', 'Failed to import KATT'),
+        ('import gone\nmodel = dict(type=gone.Model)', "No module named 'gone'"),
+    ],
+)
+def test_imports_of_a_new_style_config(run_tool, tmp_path, line, message):
+    (tmp_path / 'lazy.py').write_text(line)
+    assert message in run_tool(tmp_path, 'train.py', 'lazy.py').error()
+
+
+def test_launcher_without_processes(run_tool, flat_config, tmp_path):
+    message = run_tool(tmp_path, 'train.py', flat_config, '--launcher', 'pytorch').error()
+    assert message.startswith('--launcher pytorch: the program must be started by torchrun')
+
+
+def test_label_maps_go_to_a_folder(run_tool, segmentation_config, checkpoints):
+    run = run_tool(checkpoints, 'test.py', segmentation_config, 'whole.pth', '--out', 'whole.pth')
+    assert run.error() == '--out whole.pth: is a file; label maps need a folder'
 
 
 def test_curves_of_nothing(run_tool, tmp_path):

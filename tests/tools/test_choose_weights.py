@@ -1,19 +1,13 @@
 """What a training run starts from, for each combination of --resume, resume and load_from."""
 
 import os
-import runpy
 
 import pytest
 import torch
 from mmengine.config import Config
-from tool_runs import TOOLS
 
 from kat_mm.errors import DataError
-
-
-@pytest.fixture(scope='module')
-def choose():
-    return runpy.run_path(str(TOOLS / 'train.py'))['choose_weights']
+from kat_mm.openmmlab.resume import choose_weights
 
 
 @pytest.fixture
@@ -45,10 +39,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(('resume', 'settings', 'expected', 'expected_without'), CASES)
-def test_choice(choose, work_dir, resume, settings, expected, expected_without):
+def test_choice(work_dir, resume, settings, expected, expected_without):
     defaults = {'work_dir': 'run', 'load_from': None, 'resume': False}
     config = Config({**defaults, **settings})
-    choose(config, resume)
+    choose_weights(config, resume)
     assert (config.load_from, config.resume) == expected
 
     for path in work_dir.iterdir():
@@ -56,7 +50,7 @@ def test_choice(choose, work_dir, resume, settings, expected, expected_without):
     config = Config({**defaults, **settings})
     if expected_without is None:
         with pytest.raises(DataError, match=r'checkpoint run/epoch_1\.pth does not exist'):
-            choose(config, resume)
+            choose_weights(config, resume)
     else:
-        choose(config, resume)
+        choose_weights(config, resume)
         assert (config.load_from, config.resume) == expected_without
