@@ -1,20 +1,30 @@
 """Puts rational activations into the MLPs of a model."""
 
+import copy
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_number
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 from ..rational.layer import GroupRational
+from .activated import ActivatedLayer
 from .activation import evaluate_activation, fit_module
 from .fit import Fit, largest_error, rms_error
 from .report import ConversionReport, ConvertedMLP, LeftMLP
+from .runs import Samples, calls, run, small_input
 from .samples import Histogram, input_histograms
 from .search import MLP, find_mlps
+
+NOT_CALLED = (
+    'its first layer or its activation is not called, such as where code reads the weight of the '
+    'layer, so that rational ones would be skipped'
+)
+FUSED = 'activation_relu_or_gelu'
 
 
 def to_kat(
@@ -22,7 +32,7 @@ def to_kat(
     num_groups: int = 8,
     order: tuple[int, int] = (5, 4),
     interval: float = 6.0,
-    samples: Tensor | tuple | dict | None = None,
+    samples: Samples | None = None,
 ) -> ConversionReport:
     """Turns the MLPs fc2(act(fc1(x))) of a model into GR-KAN layers, in place.
 
@@ -42,12 +52,17 @@ def to_kat(
     convolutions, a depthwise one may be there too. An activation that is called as a function,
     such as torch.nn.functional.gelu in a forward method, is not seen.
 
-    The module keeps its class and its layers. act2 takes the place of act and its name; hooks of
-    act go with act. act1 becomes a child of the first layer, which calls it by a forward pre-hook.
-    So no key of the state dict goes, and earlier checkpoints load with strict=False. The new keys
-    of timm's ViT are `blocks.0.mlp.fc1.act1.*` and `blocks.0.mlp.act.*`, where * stands for
-    weight_numerator and weight_denominator; a new model must be converted before it loads them.
+    The module keeps its class. act2 takes the place of act and its name; hooks of act go with act.
+    An `ActivatedLayer`, which computes layer(act1(x)), takes that of the first layer: whatever
+    reads its weight, and so would skip act1, is an error. The keys of timm's ViT are then
+    `blocks.0.mlp.fc1.layer.weight`, `blocks.0.mlp.fc1.act1.*` and `blocks.0.mlp.act.*`, where *
+    stands for weight_numerator and weight_denominator; a new model must be converted before it
+    loads them. Checkpoints from before the conversion, with `fc1.weight`, load with strict=False.
     Coefficients have the device, dtype, training mode and requires_grad of the first layer.
+
+    What is converted is run: on the samples, or a copy of each MLP alone on a small input. An MLP
+    that does not call its first layer is left as it was, and the report names those that did not
+    run, or not alone, so that nothing shows whether they call both activations.
 
     Args:
         model: a model, or an MLP itself.
@@ -71,14 +86,17 @@ def to_kat(
     if not 0 < check_number('interval', interval) < math.inf:
         raise ConfigError(f'interval={interval!r} must be a positive number')
     mlps = find_mlps(model)
-    histograms = {}
+    histograms, layers = {}, set()
     if samples is not None:
-        acts = {mlp.act for _, mlp in mlps.values() if isinstance(mlp, MLP)}
-        histograms = input_histograms(model, acts, samples)
+        parts = [mlp for _, mlp in mlps.values() if isinstance(mlp, MLP)]
+        acts = {mlp.act for mlp in parts}
+        with calls({mlp.first for mlp in parts}) as layers:
+            histograms = input_histograms(model, acts, samples)
     changes, converted, left = [], [], []
     for module, (name, mlp) in mlps.items():
         name, kind = name or '(the model)', type(module).__name__
         obstacle = _obstacle(model, module, mlp, num_groups) if isinstance(mlp, MLP) else mlp
+        ran = False
         if not obstacle:
             histogram = histograms.get(mlp.act)
             try:
@@ -86,21 +104,66 @@ def to_kat(
                 entry = _entry(name, kind, mlp, fit, histogram, float(interval))
             except ValueError as error:
                 obstacle = f'no rational function can be fitted to its activation: {error}'
+        if not obstacle:
+            acts = [
+                GroupRational(num_groups, init, order, channel_dim=mlp.channel_dim)
+                .to(mlp.first.weight)
+                .train(mlp.first.training)
+                .requires_grad_(mlp.first.weight.requires_grad)
+                for init in ('identity', (fit.numerator, fit.denominator))
+            ]
+            if samples is None:
+                ran, obstacle = _try(module, mlp, *acts)
+            elif mlp.act in histograms and mlp.first not in layers:
+                obstacle = NOT_CALLED
         if obstacle:
             left.append(LeftMLP(name, kind, obstacle))
             continue
-        acts = [
-            GroupRational(num_groups, init, order, channel_dim=mlp.channel_dim)
-            .to(mlp.first.weight)
-            .train(mlp.first.training)
-            .requires_grad_(mlp.first.weight.requires_grad)
-            for init in ('identity', (fit.numerator, fit.denominator))
-        ]
         changes.append((module, mlp, *acts))
-        converted.append(entry)
-    for change in changes:
-        _convert(*change)
+        converted.append(replace(entry, ran=ran))
+    undo = [place for change in changes for place in _convert(*change)]
+    if samples is not None:
+        try:
+            with calls({act for _, _, *acts in changes for act in acts}) as ran:
+                run(model, samples)
+        except BaseException:
+            for parent, name, child in reversed(undo):
+                setattr(parent, name, child)
+            raise
+        converted = [
+            replace(entry, ran=ran.issuperset(acts))
+            for entry, (_, _, *acts) in zip(converted, changes, strict=True)
+        ]
     return ConversionReport(converted, left)
+
+
+def _try(
+    module: nn.Module, mlp: MLP, act1: GroupRational, act2: GroupRational
+) -> tuple[bool, str | None]:
+    """Converts a copy of an MLP and runs it alone on a small input.
+
+    Returns:
+        Whether both activations ran, and what keeps the MLP from being converted, if anything.
+        What cannot run alone, as it takes other inputs, is not known to have any such obstacle.
+    """
+    try:
+        memo: dict = {}
+        twin = copy.deepcopy(module, memo)
+        parts = MLP(*(memo[id(part)] for part in (mlp.first, mlp.act, mlp.last)))
+        for part in twin.modules():
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
+        run(twin, x := small_input(mlp))
+    except Exception:  # whatever a module may raise about an input that is not its own
+        return False, None
+    acts = copy.deepcopy((act1, act2))
+    _convert(twin, parts, *acts)
+    try:
+        with calls(set(acts)) as ran:
+            run(twin, x)
+    except Exception as error:
+        return False, f'it does not run so: {one_line(error)}'
+    return (True, None) if ran.issuperset(acts) else (False, NOT_CALLED)
 
 
 def _obstacle(model: nn.Module, module: nn.Module, mlp: MLP, num_groups: int) -> str | None:
@@ -137,14 +200,19 @@ def _entry(
     return ConvertedMLP(name, kind, mlp.channels, type(mlp.act).__name__, ends, float(error), rms)
 
 
-def _convert(module: nn.Module, mlp: MLP, act1: GroupRational, act2: GroupRational) -> None:
-    mlp.first.act1 = act1
-    mlp.first.register_forward_pre_hook(_apply_act1)
-    for parent in module.modules():
-        for name, child in parent._modules.items():
-            if child is mlp.act:
-                parent._modules[name] = act2
-
-
-def _apply_act1(layer: nn.Module, args: tuple) -> tuple:
-    return layer.act1(args[0]), *args[1:]
+def _convert(module: nn.Module, mlp: MLP, act1: GroupRational, act2: GroupRational) -> list[tuple]:
+    """Puts both activations into an MLP; returns what was where: (parent, name, child)."""
+    new = {mlp.act: act2, mlp.first: ActivatedLayer(act1, mlp.first)}
+    changed = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent._modules.items()
+        if child in new
+    ]
+    for parent, name, child in changed:
+        setattr(parent, name, new[child])
+    # torch's TransformerEncoderLayer has a fused path for two activations, which reads weights.
+    if getattr(module, FUSED, 0):
+        changed.append((module, FUSED, getattr(module, FUSED)))
+        setattr(module, FUSED, 0)
+    return changed

@@ -18,6 +18,7 @@ class ConvertedMLP:
         interval: the range (low, high) of x that act2 is fitted on.
         error: the largest |act2(x) - activation(x)| for x in the interval.
         rms: the root of the mean square of act2(x) - activation(x) over the samples, if any.
+        ran: both activations were called, on the samples or on a small input of the MLP alone.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ConvertedMLP:
     interval: tuple[float, float]
     error: float
     rms: float | None
+    ran: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class ConversionReport:
             lines.append('Nothing left to convert: the activations of all MLPs are rational.')
         else:
             lines.append('Converted into GR-KAN layers: none')
+        if idle := [mlp.name for mlp in self.converted if not mlp.ran]:
+            lines.append(
+                f'Not run, so check that both activations are called, with samples: {", ".join(idle)}'
+            )
         if self.left:
             lines.append(f'Left as they were: {len(self.left)}')
             lines += _table([(mlp.name, mlp.kind, mlp.reason) for mlp in self.left])

@@ -3,11 +3,10 @@
 from functools import partial
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import DataError
-from ..modes import evaluating
+from .runs import Samples, run
 
 BINS = 2000
 LEAST = 1.0  # training moves inputs, so ranges have at least [-1, 1]
@@ -15,9 +14,8 @@ LEAST = 1.0  # training moves inputs, so ranges have at least [-1, 1]
 Histogram = tuple[np.ndarray, np.ndarray]
 
 
-@torch.no_grad()
 def input_histograms(
-    model: nn.Module, activations: set[nn.Module], samples: Tensor | tuple | dict
+    model: nn.Module, activations: set[nn.Module], samples: Samples
 ) -> dict[nn.Module, Histogram]:
     """Runs a model in evaluation mode and counts the inputs of the activations that it calls.
 
@@ -36,11 +34,7 @@ def input_histograms(
     found: dict[nn.Module, list[Histogram]] = {}
     hooks = [act.register_forward_pre_hook(partial(_count, found)) for act in activations]
     try:
-        with evaluating(model):
-            if isinstance(samples, dict):
-                model(**samples)
-            else:
-                model(*samples if isinstance(samples, tuple) else (samples,))
+        run(model, samples)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,5 +1,6 @@
 """KAT in timm: `timm.create_model('kat_small_patch16_224', pretrained=True)`."""
 
+import inspect
 import logging
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from ..attention.mimetic import mimetic_init_
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..weights.layout import left_out, rename_coefficients, to_kat_keys
 from ..weights.reading import read_checkpoint, unreachable
 from .block import feed_forward
@@ -19,6 +20,13 @@ from .sizes import ARCHS
 
 __all__ = []  # timm's registry adds the models
 _logger = logging.getLogger(__name__)
+# What timm's ViT does with MLPs, and GR-KAN layers have no place for.
+WITHOUT_EFFECT = {
+    'act_layer': 'a GR-KAN layer has learnable activations',
+    'scale_mlp_norm': 'a GR-KAN layer has no norm',
+    'proj_bias': 'the linear layers of a GR-KAN layer have biases',
+    'fix_init': 'weights are drawn variance-preserving',
+}
 HEAD = ('head.', 'fc_norm.', 'attn_pool.')  # what depends on the classes and the pooling
 
 
@@ -34,9 +42,14 @@ class KATTransformer(VisionTransformer):
     """timm's VisionTransformer with GR-KAN layers in the place of MLPs (KAT, arXiv 2409.10594).
 
     It has all of timm's interface. Parameters are named as in the published checkpoints.
+
+    Raises:
+        ConfigError: for an argument of timm's that has no effect here.
     """
 
     def __init__(self, *args, **kwargs):
+        if 'mlp_layer' not in kwargs:
+            _refuse_without_effect(kwargs)
         super().__init__(*args, **{'block_fn': KATBlock, 'mlp_layer': _mlp, **kwargs})
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
@@ -51,6 +64,14 @@ class KATTransformer(VisionTransformer):
                 module.reset_parameters()
             elif isinstance(module, Block):
                 mimetic_init_(module.attn.qkv, module.attn.proj, module.attn.num_heads)
+
+
+def _refuse_without_effect(arguments: Mapping) -> None:
+    known = inspect.signature(VisionTransformer).parameters
+    for name, reason in WITHOUT_EFFECT.items():
+        value = arguments.get(name)
+        if value is not None and value != known[name].default:
+            raise ConfigError(f'KAT: {name}={value!r} has no effect, as {reason}: leave it out')
 
 
 def _mlp(in_features: int, hidden_features: int, drop: float = 0.0, device=None, dtype=None, **_):

@@ -4,12 +4,27 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..checks import check_int, check_ints
 from ..errors import ConfigError
 from .coefficients import Init, initial_coefficients
 from .op import rational
+
+
+@fx.wrap  # so torch.fx records one node, whatever the shape of the input it is traced without
+def group_rational(
+    x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int | None
+) -> Tensor:
+    """Computes `rational`, with the channel dimension that None means as of `GroupRational`."""
+    if channel_dim is None:
+        if x.dim() == 3:
+            raise ValueError(
+                f'GroupRational: of x {tuple(x.shape)} either dimension may be that of the '
+                'channels: choose channel_dim=-1 for tokens [B, N, C], channel_dim=1 for [B, C, L]'
+            )
+        channel_dim = 1 if x.dim() > 3 else -1
+    return rational(x, numerator, denominator, channel_dim)
 
 
 class GroupRational(nn.Module):
@@ -18,12 +33,17 @@ class GroupRational(nn.Module):
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n (KAT,
     arXiv 2409.10594, section 4). Input and output have the same shape, with the channels, a
     multiple of `num_groups`, at `channel_dim`. It is an mm activation,
-    `act_cfg=dict(type='GroupRational')`.
+    `act_cfg=dict(type='GroupRational')`, with channel_dim=-1 where it sees tokens. torch.fx traces it.
+
+    Powers of x overflow: F(x) is finite while every a_i x^i and b_j |x|^j is, that is below 3.4e38
+    in the arithmetic of all inputs but fp64. At the order (5, 4) with coefficients near 1 that is
+    |x| < 5e7, which no fp16 exceeds; at (8, 8) it is |x| < 6.5e4, and beyond it inf / inf = NaN.
 
     The parameters have one dimension, so that code which initialises or decays parameters of two,
     as DETR's and timm's does, takes them for what they are, no matrices. Their names are those of
     the published KAT checkpoints, `weight_numerator` and `weight_denominator`, and loading takes
-    the shapes there too, [1, m + 1] and [G, n], which `numerator` and `denominator` have. A model
+    the shapes there too, [1, m + 1] and [G, n], which `numerator` and `denominator` have, and
+    FlashKAT's names, `numerator_v` and `denominator_v`. A model
     that is sharded (FSDP2) takes one dimension alone: load a published checkpoint before.
 
     Args:
@@ -35,14 +55,16 @@ class GroupRational(nn.Module):
         shared_numerator: one numerator for all groups, [1, m + 1], as in the published models;
             otherwise [G, m + 1].
         channel_dim: the channel dimension. None is dimension 1 of an input with four or more
-            dimensions, which maps [B, C, H, W] have, and the last one of any other. So tokens
+            dimensions, as of maps [B, C, H, W], and the last one of [B, C] and [C]. Tokens
+            [B, N, C] need -1 and sequences [B, C, L] need 1, as nothing tells them apart; tokens
             that keep their map's shape, [B, H, W, C], need -1.
         inplace: ignored; mm's layers pass it.
 
     Raises:
         ConfigError: for an unknown init or one that does not fit the order, and for numbers out
             of range.
-        ValueError: in forward for channels that num_groups does not divide.
+        ValueError: in forward for channels that num_groups does not divide, and for an input of
+            three dimensions where channel_dim is None.
     """
 
     def __init__(
@@ -101,11 +123,8 @@ class GroupRational(nn.Module):
                 values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
             parameter.copy_(values)
 
-    def forward(self, x: Tensor) -> Tensor:
-        dim = self.channel_dim
-        if dim is None:
-            dim = 1 if x.dim() >= 4 else -1
-        return rational(x, self.numerator, self.denominator, dim)
+    def forward(self, input: Tensor) -> Tensor:  # by the name that torch's activations have
+        return group_rational(input, self.numerator, self.denominator, self.channel_dim)
 
     def extra_repr(self) -> str:
         return (
@@ -142,12 +161,17 @@ def published_state_dict(
 
 
 def _flatten_published(layer, state_dict, prefix, local_metadata, strict, *keys_and_errors):
-    """Makes coefficients of published shapes one-dimensional; other shapes are errors."""
-    for name, shape in (
-        ('weight_numerator', layer.numerator_shape),
-        ('weight_denominator', layer.denominator_shape),
+    """Makes coefficients of published shapes one-dimensional; other shapes are errors.
+
+    Those of FlashKAT's layers have other names.
+    """
+    for part, shape in (
+        ('numerator', layer.numerator_shape),
+        ('denominator', layer.denominator_shape),
     ):
-        key, own = prefix + name, getattr(layer, name)
+        key, own = f'{prefix}weight_{part}', getattr(layer, f'weight_{part}')
+        if f'{prefix}{part}_v' in state_dict:
+            state_dict[key] = state_dict.pop(f'{prefix}{part}_v')
         loaded = state_dict.get(key, own)
         if loaded.shape == own.shape:
             continue

@@ -8,7 +8,7 @@ layer norm alone does, and pass over memory once.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .autograd import differentiable, gradients
 from .layer import GroupRational
@@ -181,6 +181,8 @@ def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Te
     group, and orders up to (5, 4). Elsewhere, and where hooks of the modules want to be called, it
     is two ops. Shapes, dtypes and errors are those of the modules.
     """
+    if isinstance(x, fx.Proxy):  # torch.fx traces two nodes
+        return act(norm(x))
     is_known = type(norm) is nn.LayerNorm and type(act) is GroupRational and x.dim() > 0
     if not (x.is_cuda and x.dtype is torch.float32 and HAS_KERNEL and is_known):
         return act(norm(x))
@@ -201,7 +203,7 @@ def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
         and norm.bias is not None
         and channels <= MAX_CHANNELS
         and channels % (4 * act.num_groups) == 0
-        and (act.channel_dim in (-1, x.dim() - 1) or (act.channel_dim is None and x.dim() < 4))
+        and (act.channel_dim in (-1, x.dim() - 1) or (act.channel_dim is None and x.dim() < 3))
         and act.order[0] <= MAX_ORDER[0]
         and act.order[1] <= MAX_ORDER[1]
         and not (has_hooks(norm) or has_hooks(act) or has_global_hooks())

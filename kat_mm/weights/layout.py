@@ -22,6 +22,7 @@ RENAMED = {
     'numerator_v': 'weight_numerator',  # FlashKAT's names
     'denominator_v': 'weight_denominator',
     'mlp.fc1.act1': 'mlp.act1',  # those of timm's ViT after to_kat
+    'mlp.fc1.layer': 'mlp.fc1',
     'mlp.act': 'mlp.act2',
 }
 

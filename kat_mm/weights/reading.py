@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import DataError
 from .unpickling import load
 
+HUB = 'hf-hub:'  # in front of a repository of Hugging Face, as timm has it
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 # torch stores tensors as they are; a file that unpacks to much more was made to fill the memory.
 MOST_UNPACKED = 4
@@ -24,8 +25,10 @@ def read_checkpoint(
     """Reads a checkpoint, by default to the CPU, without letting it run code.
 
     Args:
-        source: a file (.safetensors, or what `torch.save` wrote), a URL, or the id of a Hugging
-            Face repository such as adamdad/kat_small_patch16_224, also with hf-hub: in front.
+        source: a file (.safetensors, or what `torch.save` wrote), an http(s) URL, or a repository
+            of Hugging Face as hf-hub:owner/name or hf-hub:owner/name@revision. Nothing else
+            reaches the network. A download must have the hash in its name, if it has one, as
+            OpenMMLab's and torchvision's files have: name-01234567.pth.
         mmap: leaves tensors in the file until they are used, so it must not change until then.
             None is torch's default.
         map_location: as for `torch.load`.
@@ -35,8 +38,9 @@ def read_checkpoint(
     """
     path = _local_file(str(source))
     if not path.is_file():
-        reason = 'is a folder: name the file in it' if path.is_dir() else 'does not exist'
-        raise DataError(f'checkpoint {path} {reason}')
+        if path.is_dir():
+            raise DataError(f'checkpoint {path} is a folder: name the file in it')
+        raise missing(path)
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
@@ -56,24 +60,28 @@ def read_checkpoint(
 
 
 def is_hub_id(source: str) -> bool:
-    """Tells whether a source is the id of a Hugging Face repository, not a file or URL."""
-    if source.startswith('hf-hub:'):
-        return True
-    return bool(re.fullmatch(r'[\w-]+/[\w.-]+', source)) and not (
-        Path(source).exists() or Path(source).suffix in ('.pth', '.pt', '.bin', '.safetensors')
-    )
+    """Tells whether a source is a repository of Hugging Face: hf-hub:owner/name."""
+    return source.startswith(HUB)
+
+
+def missing(path: str | Path) -> DataError:
+    """Returns the error for a file that does not exist, whose name may be that of a repository."""
+    hint = ''
+    if re.fullmatch(r'[\w-]+/[\w.-]+(@[\w.-]+)?', str(path)):
+        hint = f'. A repository of Hugging Face is {HUB}{path}'
+    return DataError(f'checkpoint {path} does not exist{hint}')
 
 
 def _local_file(source: str) -> Path:
     """Returns the file of a source, downloaded where it is elsewhere."""
     if is_hub_id(source):
-        return _from_hub(source.removeprefix('hf-hub:'))
+        return _from_hub(source.removeprefix(HUB))
     if re.match(r'https?://', source):
         return _from_url(source)
     if re.match(r'\w+://', source):
         raise DataError(
-            f'checkpoint {source}: must be a file, an http(s) URL or the id of a Hugging Face '
-            'repository'
+            f'checkpoint {source}: must be a file, an http(s) URL or {HUB}owner/name, a repository '
+            'of Hugging Face'
         )
     return Path(source).expanduser()
 
@@ -86,9 +94,10 @@ def _from_hub(name: str) -> Path:
         raise DataError(
             f'checkpoint {name}: huggingface_hub is not installed: pip install huggingface_hub'
         ) from error
+    repository, _, revision = name.partition('@')
     for file in HUB_FILES:
         try:
-            return Path(hf_hub_download(name, file))
+            return Path(hf_hub_download(repository, file, revision=revision or None))
         except LocalEntryNotFoundError as error:
             raise unreachable(f'{name} of Hugging Face', error) from error
         except EntryNotFoundError:
@@ -99,18 +108,44 @@ def _from_hub(name: str) -> Path:
 
 
 def _from_url(url: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
     name = url.partition('?')[0].rstrip('/').rpartition('/')[2]
     # Many URLs end in the same name, such as model.safetensors.
-    path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}'
-    folder.mkdir(parents=True, exist_ok=True)
+    unique = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}'
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / unique
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):  # one process of a distributed run downloads, the others wait
         if not path.is_file():
-            try:
-                torch.hub.download_url_to_file(url, str(path))
-            except Exception as error:
-                raise unreachable(url, error) from error
+            download(url, path)
     return path
+
+
+def download(url: str, path: Path, progress: bool = True) -> None:
+    """Downloads a file, whose content must have the hash in the URL's name, if there is one.
+
+    Raises:
+        DataError: for a download that fails or has another hash, and then there is no file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_in_name(url), progress)
+    except Exception as error:
+        if 'invalid hash value' in str(error):
+            raise DataError(
+                f'checkpoint {url} is refused: its content does not have the hash in its name '
+                f'({error}). Download it again, or from another source that you trust'
+            ) from error
+        raise unreachable(url, error) from error
+
+
+def hash_in_name(url: str) -> str | None:
+    """Returns the start of the SHA-256 of a file that its name states, None where it states none.
+
+    Eight or more hexadecimal digits at the end, as OpenMMLab's tools and torch.hub write them, but
+    no date such as 20220329.
+    """
+    name = url.partition('?')[0].rpartition('/')[2]
+    match = re.search(r'-(?!20\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.\w+$', name)
+    return match and match[1]
 
 
 def unreachable(name: str, error: Exception, path: str = 'path') -> DataError:

@@ -1,7 +1,7 @@
 """Turns the weights of a trained ViT into those of a KAT that computes the same."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ CLIP = (  # names in OpenAI's CLIP and in OpenCLIP, and timm's
 TO_KAT = '; kat_mm.to_kat(model) puts GR-KAN layers into such a model itself'
 UNFIT = {  # parts of other architectures, by a pattern of their keys, and the way out
     r'\.w12\.|\.w3\.|\.fc1_g\.': ('gated MLPs', ''),
-    r'relative_position_bias|rel_pos_bias': (
+    r'relative_position_bias|rel_pos_bias|\.rel_pos\.|shared_rel_pos': (
         'biases of relative positions that depend on no query, as BEiT has',
         TO_KAT,
     ),
@@ -103,6 +103,23 @@ def check_parts(weights: dict[str, Tensor]) -> None:
             raise DataError(
                 f'these weights have {part} ({key}), for which KAT has no place{way_out}'
             )
+    if _is_post_norm(weights):
+        raise DataError(
+            "these weights are those of a post-norm ViT, as timm's vit_base_patch16_rpn_224 is: its "
+            f'norms are behind attention and MLPs and not in front of them{TO_KAT}'
+        )
+
+
+def _is_post_norm(weights: Mapping[str, Tensor]) -> bool:
+    """Tells whether weights are those of timm's ViTs with ResPostBlock.
+
+    These have the keys of pre-norm ViTs, and are told from all of timm's by parts that they lack:
+    there are neither class token, registers, biases of queries nor a norm before pooling.
+    """
+    lacks = 'cls_token', 'reg_token', 'norm.weight', 'norm_pre.weight', 'blocks.0.attn.qkv.bias'
+    has = 'fc_norm.weight', 'blocks.0.norm1.weight', 'blocks.0.attn.qkv.weight'
+    no_scale = 'blocks.0.ls1.gamma' not in weights
+    return no_scale and all(k in weights for k in has) and not any(k in weights for k in lacks)
 
 
 def check_vit(weights: dict[str, Tensor]) -> None:

@@ -26,16 +26,18 @@ def install() -> None:
             any map_location. torch.load and its safe globals elsewhere are as they were.
     mmengine.runner.checkpoint.load_url (reading.py)
         What: torch.hub's function is called with weights_only=True; what that refuses, kat_mm's
-            reader reads from the cache, or refuses too.
-        Why: mmengine lets what it downloads run code.
+            reader reads from the cache, or refuses too. A download whose name ends in a hash,
+            as OpenMMLab's do (name-01234567.pth), must have it.
+        Why: mmengine lets what it downloads run code, and checks no hash.
         For whom: http(s)://, torchvision://, open-mmlab://, mmcls://.
         Left alone: torch.hub's download and cache, model_dir, and that rank 0 goes first.
     mmengine.runner.checkpoint._safe_torch_load (reading.py)
         What: kat_mm's reader. Why, for whom: as above, in the maintained fork of mmengine.
-    mmengine's loader of local files (reading.py)
-        What: for a name that is no file, it asks Hugging Face: 'hf-hub:owner/name', 'owner/name'.
+    mmengine's CheckpointLoader (reading.py)
+        What: the scheme hf-hub:, as hf-hub:owner/name and hf-hub:owner/name@revision. The error
+            for a file that does not exist tells it, where its name may be that of a repository.
         Why: KAT is published there.
-        Left alone: files; a name that is nowhere is a FileNotFoundError; a loader of the user's.
+        Left alone: files; no name without a scheme reaches the network; loaders of the user's.
     mmengine.runner.checkpoint._load_checkpoint_to_model (load_from.py)
         What: weights of a bare backbone are made to fit, and those of another one refused.
         Why: mmengine loads what happens to have the same names, and warns of the rest.

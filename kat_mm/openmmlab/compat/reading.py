@@ -5,12 +5,13 @@ a few more: its HistoryBuffers (numpy arrays with their statistics) in the messa
 numbers among the metrics, and pieces of the config in the data set's meta information. What it
 downloads, mmengine reads with all restrictions off.
 
-Its functions find, download and wait as ever. Only where they call torch.load, kat_mm's reader
-reads, which tries torch.load itself first.
+Its functions find, download and wait as ever, but that downloads must have the hash in their name.
+Only where they call torch.load, kat_mm's reader reads, which tries torch.load itself first.
 """
 
 import os
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlparse
 
@@ -18,7 +19,7 @@ import torch
 from mmengine.runner import checkpoint
 
 from ...errors import DataError
-from ...weights.reading import read_checkpoint
+from ...weights.reading import HUB, download, hash_in_name, missing, read_checkpoint
 from ...weights.unpickling import ALLOWED
 from ...weights.unpickling import load as load_allowed
 from .checkpoint_types import SAFE_GLOBALS
@@ -34,8 +35,10 @@ def read_safely() -> None:
         # The maintained fork, onedl-mmengine, reads with code and all what it cannot read safely.
         replace(checkpoint, '_safe_torch_load', lambda _: _load)
     loader = checkpoint.CheckpointLoader
+    if HUB not in loader._schemes:
+        loader.register_scheme(HUB, _read_hub)
     if loader._schemes.get('') is checkpoint.load_from_local:
-        loader.register_scheme('', _find_elsewhere(checkpoint.load_from_local), force=True)
+        loader.register_scheme('', _name_missing(checkpoint.load_from_local), force=True)
 
 
 def _load(file, map_location=None, weights_only: bool | None = None) -> object:
@@ -63,32 +66,36 @@ def _read_downloads(load_url):
 
     @wraps(load_url)
     def load_url_safely(url, model_dir=None, map_location=None, progress=True):
+        folder = Path(model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'))
+        file = folder / os.path.basename(urlparse(url).path)
+        if hash_in_name(url) and not file.exists():
+            download(url, file, progress)
         try:
             return load_url(url, model_dir, map_location, progress, weights_only=True)
         except Exception:
-            folder = model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints')
-            file = os.path.join(folder, os.path.basename(urlparse(url).path))
-            if not os.path.isfile(file):  # the download failed
+            if not file.is_file():  # the download failed
                 raise
             return _load(file, map_location)
 
     return load_url_safely
 
 
+def _read_hub(filename, map_location=None) -> object:
+    """Reads hf-hub:owner/name, also with @revision behind it."""
+    return read_checkpoint(filename, None, map_location)
+
+
 class MissingCheckpoint(DataError, FileNotFoundError):
     """There is no checkpoint of that name. mmengine's own error is a FileNotFoundError."""
 
 
-def _find_elsewhere(load_from_local):
-    """Returns a loader of local files that takes other names for repositories of Hugging Face."""
+def _name_missing(load_from_local):
+    """Returns a loader of local files that tells how repositories of Hugging Face are named."""
 
     @wraps(load_from_local)
-    def load_from_local_or_hub(filename, map_location=None):
-        if os.path.isfile(os.path.expanduser(filename)):
-            return load_from_local(filename, map_location)
-        try:
-            return read_checkpoint(filename, None, map_location)
-        except DataError as error:
-            raise MissingCheckpoint(*error.args) from error
+    def load_from_local_or_tell(filename, map_location=None):
+        if not os.path.isfile(os.path.expanduser(filename)):
+            raise MissingCheckpoint(*missing(filename).args)
+        return load_from_local(filename, map_location)
 
-    return load_from_local_or_hub
+    return load_from_local_or_tell
