@@ -24,7 +24,6 @@ NOT_CALLED = (
     'its first layer or its activation is not called, such as where code reads the weight of the '
     'layer, so that rational ones would be skipped'
 )
-FUSED = 'activation_relu_or_gelu'
 
 
 def to_kat(
@@ -211,8 +210,4 @@ def _convert(module: nn.Module, mlp: MLP, act1: GroupRational, act2: GroupRation
     ]
     for parent, name, child in changed:
         setattr(parent, name, new[child])
-    # torch's TransformerEncoderLayer has a fused path for two activations, which reads weights.
-    if getattr(module, FUSED, 0):
-        changed.append((module, FUSED, getattr(module, FUSED)))
-        setattr(module, FUSED, 0)
     return changed

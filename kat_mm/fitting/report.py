@@ -62,7 +62,8 @@ class ConversionReport:
             lines.append('Converted into GR-KAN layers: none')
         if idle := [mlp.name for mlp in self.converted if not mlp.ran]:
             lines.append(
-                f'Not run, so check that both activations are called, with samples: {", ".join(idle)}'
+                'Not run, so that nothing shows whether both activations are called: '
+                f'{", ".join(idle)}'
             )
         if self.left:
             lines.append(f'Left as they were: {len(self.left)}')

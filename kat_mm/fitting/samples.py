@@ -32,7 +32,10 @@ def input_histograms(
         DataError: for inputs that are not finite.
     """
     found: dict[nn.Module, list[Histogram]] = {}
-    hooks = [act.register_forward_pre_hook(partial(_count, found)) for act in activations]
+    hooks = [
+        act.register_forward_pre_hook(partial(_count, found), with_kwargs=True)
+        for act in activations
+    ]
     try:
         run(model, samples)
     finally:
@@ -41,8 +44,8 @@ def input_histograms(
     return {act: _merged(histograms) for act, histograms in found.items()}
 
 
-def _count(found: dict, act: nn.Module, args: tuple) -> None:
-    x = args[0].double().cpu().numpy()
+def _count(found: dict, act: nn.Module, args: tuple, kwargs: dict) -> None:
+    x = next(iter((*args, *kwargs.values()))).double().cpu().numpy()
     if not np.isfinite(x).all():
         raise DataError(f'samples: an input of {type(act).__name__} is not finite')
     ends = min(x.min(), -LEAST), max(x.max(), LEAST)

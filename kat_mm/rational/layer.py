@@ -33,7 +33,7 @@ class GroupRational(nn.Module):
     P(x) = a0 + a1 x + ... + am x^m and Q(x) = 1 + |b1||x| + ... + |bn||x|^n (KAT,
     arXiv 2409.10594, section 4). Input and output have the same shape, with the channels, a
     multiple of `num_groups`, at `channel_dim`. It is an mm activation,
-    `act_cfg=dict(type='GroupRational')`, with channel_dim=-1 where it sees tokens. torch.fx traces it.
+    `act_cfg=dict(type='GroupRational')`, with channel_dim=-1 where it sees tokens.
 
     Powers of x overflow: F(x) is finite while every a_i x^i and b_j |x|^j is, that is below 3.4e38
     in the arithmetic of all inputs but fp64. At the order (5, 4) with coefficients near 1 that is

@@ -105,8 +105,8 @@ def check_parts(weights: dict[str, Tensor]) -> None:
             )
     if _is_post_norm(weights):
         raise DataError(
-            "these weights are those of a post-norm ViT, as timm's vit_base_patch16_rpn_224 is: its "
-            f'norms are behind attention and MLPs and not in front of them{TO_KAT}'
+            "these weights are those of a post-norm ViT, as timm's vit_base_patch16_rpn_224: it "
+            f'has its norms behind attention and MLPs, KAT in front of them{TO_KAT}'
         )
 
 

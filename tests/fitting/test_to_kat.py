@@ -10,6 +10,7 @@ import timm.layers
 import torch
 from mlps import chain, mlp
 from mmcv.cnn.bricks.transformer import FFN
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from timm.models.mlp_mixer import SpatialGatingUnit
 from torch import nn
 
@@ -22,7 +23,8 @@ def test_computes_the_gr_kan_layer():
     model = mlp(bias=False)
     assert kat_mm.to_kat(model)
     layer = GRKAN(16, 32, act_init=('identity', 'gelu'))
-    layer.load_state_dict(model.state_dict(), strict=False)
+    keys = {key.replace('fc1.layer.', 'fc1.'): value for key, value in model.state_dict().items()}
+    layer.load_state_dict(keys, strict=False)
     nn.init.zeros_(layer.fc1.bias)
     for ours, theirs in ((layer.act1, model.fc1.act1), (layer.act2, model.act)):
         for parameter in ours.parameters():
@@ -34,16 +36,36 @@ def test_computes_the_gr_kan_layer():
 
 def test_keys():
     model = nn.ModuleDict({'mlp': mlp()})
-    keys = set(model.state_dict())
+    before = model.state_dict()
     kat_mm.to_kat(model)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    assert {key: shape for key, shape in shapes.items() if key not in keys} == {
+    assert {key: shape for key, shape in shapes.items() if key not in before} == {
+        'mlp.fc1.layer.weight': (32, 16),
+        'mlp.fc1.layer.bias': (32,),
         'mlp.fc1.act1.weight_numerator': (6,),
         'mlp.fc1.act1.weight_denominator': (32,),
         'mlp.act.weight_numerator': (6,),
         'mlp.act.weight_denominator': (32,),
     }
-    assert keys < set(shapes)
+    assert dict(model.named_parameters()).keys() == shapes.keys()
+
+
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, mmengine_load])
+def test_checkpoints_of_before_load(load):
+    """Those of the model itself, and those in which act1 was a child of the linear layer."""
+    source, model = nn.Sequential(mlp()), nn.Sequential(mlp())
+    plain = source.state_dict()
+    kat_mm.to_kat(source)
+    kat_mm.to_kat(model)
+    nn.init.normal_(source[0].fc1.act1.weight_numerator)
+    earlier = {k.replace('.layer.', '.'): v for k, v in source.state_dict().items()}
+    assert plain.keys() < earlier.keys()
+    load(model, earlier, strict=True)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+    nn.init.zeros_(model[0].fc1.layer.weight)
+    load(model, plain, strict=False)
+    assert torch.equal(model[0].fc1.layer.weight, plain['0.fc1.weight'])
 
 
 def test_the_report():
@@ -62,6 +84,90 @@ def test_the_report():
     assert text[2].split() == ['0', 'Mlp', '16-32-16', 'GELU', '[-6,', '6]', '3.1e-03']
     assert text[4] == 'Left as they were: 1'
     assert 'PReLU' in text[5]
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)
+
+    def forward(self, tokens):
+        return self.fc2(input=self.act(input=self.fc1(input=tokens)))
+
+
+class ByWeight(ByKeyword):
+    def forward(self, x):
+        return self.fc2(self.act(nn.functional.linear(x, self.fc1.weight, self.fc1.bias)))
+
+
+class ByWeightToo(ByKeyword):
+    def forward(self, x):
+        return super().forward(x) + 0 * self.fc1.weight.sum()
+
+
+def samples_or_none(model, with_samples):
+    return kat_mm.to_kat(model, samples=torch.randn(5, 16) if with_samples else None)
+
+
+@pytest.mark.parametrize('with_samples', [False, True])
+def test_calls_by_keyword_run_both_activations(with_samples):
+    model = ByKeyword()
+    (entry,) = samples_or_none(model, with_samples).converted
+    assert entry.ran
+    x = torch.randn(3, 16)
+    want = model(x)
+    nn.init.zeros_(model.fc1.act1.weight_numerator)
+    assert not torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize('with_samples', [False, True])
+def test_an_mlp_whose_code_reads_the_weight_is_left(with_samples):
+    model = nn.Sequential(ByWeight())
+    before = str(model)
+    report = samples_or_none(model, with_samples)
+    assert not report.converted
+    assert "'weight' of a layer" in str(report) or 'is not called' in str(report)
+    assert str(model) == before
+
+
+def test_an_mlp_that_also_reads_the_weight():
+    report = kat_mm.to_kat(model := nn.Sequential(ByWeightToo()))
+    assert 'it does not run so: ' in report.left[0].reason
+    before = str(model)
+    with pytest.raises(
+        AttributeError, match=r'would skip that\. Call the layer, or read layer\.wei'
+    ):
+        kat_mm.to_kat(model, samples=torch.randn(5, 16))
+    assert str(model) == before
+
+
+class TwoArguments(ByKeyword):
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
+def test_what_did_not_run_is_named():
+    report = kat_mm.to_kat(nn.Sequential(mlp(), TwoArguments()))
+    assert [entry.ran for entry in report.converted] == [True, False]
+    assert 'nothing shows whether both activations are called: 1' in str(report)
+    report = kat_mm.to_kat(TwoArguments(), samples=(torch.randn(5, 16), 2.0))
+    assert report.converted[0].ran
+    assert 'Not run' not in str(report)
+
+
+def test_attributes_of_the_layer():
+    model = mlp()
+    kat_mm.to_kat(model)
+    assert (model.fc1.in_features, model.fc1.out_features) == (16, 32)
+    assert not hasattr(model.fc1, 'weight')
+    assert not hasattr(model.fc1, 'wait')
+
+
+@pytest.mark.parametrize('twin', [lambda m: m, deepcopy])
+def test_is_traced_by_fx(twin):
+    model, x = mlp(), torch.randn(2, 5, 16)
+    kat_mm.to_kat(model)
+    assert torch.equal(twin(torch.fx.symbolic_trace(model))(x), model(x))
 
 
 def test_a_second_conversion_changes_nothing():
@@ -186,7 +292,8 @@ def test_weights_and_hooks_are_kept():
     assert seen == []
     model(torch.randn(2, 16))
     assert seen == ['fc1', 'mlp']
-    assert all(parameter is dict(model.named_parameters())[n] for n, parameter in weights.items())
+    now = {n.replace('.layer.', '.'): parameter for n, parameter in model.named_parameters()}
+    assert all(parameter is now[n] for n, parameter in weights.items())
 
 
 def test_copies_are_independent():

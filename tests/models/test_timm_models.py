@@ -4,9 +4,10 @@ import sys
 import pytest
 import torch
 from bad_checkpoints import BAD
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import kat_mm  # noqa: F401
-from kat_mm.errors import DataError
+from kat_mm.errors import ConfigError, DataError
 from kat_mm.models.ffn.gr_kan import GRKAN
 
 timm = pytest.importorskip('timm')
@@ -142,6 +143,27 @@ def test_weights_of_another_image_size_are_resampled(tmp_path):
     model = create(img_size=64, pretrained=True, pretrained_cfg_overlay=overlay)
     assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
     assert torch.equal(model.blocks[1].mlp.fc1.weight, trained.blocks[1].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize(
+    'argument',
+    [dict(act_layer='silu'), dict(scale_mlp_norm=True), dict(proj_bias=False), dict(fix_init=True)],
+)
+def test_arguments_without_effect_are_refused(argument):
+    [(name, value)] = argument.items()
+    with pytest.raises(ConfigError, match=f'{name}={value!r} has no effect, as .*: leave it out'):
+        create(**argument)
+    create(**{name: False if value is True else None if name == 'act_layer' else True})
+
+
+def test_is_traced_by_fx():
+    """As timm's own tests do it, of which each node may be a feature."""
+    model, x = create(), torch.randn(2, 3, 32, 32)
+    traced = create_feature_extractor(model, ['blocks.0.mlp.fc1', 'head'])
+    assert traced(x)['blocks.0.mlp.fc1'].shape == (2, 5, 768)
+    torch.testing.assert_close(traced(x)['head'], model(x))
+    traced(x)['head'].sum().backward()
+    assert all(p.grad is not None for p in traced.parameters())
 
 
 def test_no_network(monkeypatch):

@@ -137,6 +137,11 @@ def test_the_vision_tower_of_a_clip_alone(tmp_path):
     assert torch.equal(model.norm.bias, content['ln_post.bias'])
 
 
+def post_norm():
+    sizes = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=3)
+    return None, timm.create_model('vit_base_patch16_rpn_224', **sizes).state_dict()
+
+
 def beit():
     sizes = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1)
     return None, timm.create_model('beit_base_patch16_224', **sizes).state_dict()
@@ -146,9 +151,10 @@ def beit():
     ('make', 'message'),
     [
         (vits.distilled, 'the model has no reg_token'),
+        (post_norm, "are those of a post-norm ViT, as timm's vit_base_patch16_rpn_224"),
         (beit, 'relative positions that depend on no query, as BEiT has'),
     ],
-    ids=['distilled', 'beit'],
+    ids=['distilled', 'post-norm', 'beit'],
 )
 def test_a_vit_with_parts_that_the_backbone_lacks_is_an_error(make, message, tmp_path):
     with pytest.raises(DataError, match=message):
@@ -215,8 +221,8 @@ def test_published_weights_are_found_by_name(monkeypatch, tmp_path):
     source = published()
     torch.save(source.state_dict(), tmp_path / 'pytorch_model.bin')
 
-    def download(name, file):
-        assert name == 'adamdad/kat_tiny_patch16_224.vitft'
+    def download(name, file, revision):
+        assert (name, revision) == ('adamdad/kat_tiny_patch16_224.vitft', 'v1')
         if not (tmp_path / file).exists():
             raise hub.errors.EntryNotFoundError('404')
         return str(tmp_path / file)
@@ -227,7 +233,10 @@ def test_published_weights_are_found_by_name(monkeypatch, tmp_path):
             'type': 'KAT',
             'arch': ARCH,
             'img_size': 64,
-            'init_cfg': {'type': 'Pretrained', 'checkpoint': 'adamdad/kat_tiny_patch16_224.vitft'},
+            'init_cfg': {
+                'type': 'Pretrained',
+                'checkpoint': 'hf-hub:adamdad/kat_tiny_patch16_224.vitft@v1',
+            },
         }
     )
     model.init_weights()

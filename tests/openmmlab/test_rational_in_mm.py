@@ -21,6 +21,8 @@ from kat_mm.openmmlab import GRKAN
 from kat_mm.rational import GroupRational
 
 ACT = dict(type='GroupRational', num_groups=4)
+CONV = dict(type='Conv1d')
+TOKEN_ACT = ACT | dict(channel_dim=-1)
 ATTENTION = dict(embed_dims=16, num_heads=2)
 
 
@@ -51,6 +53,19 @@ def test_in_a_conv_module():
     assert torch.equal(module(x), on_channels(module.conv(x)))
 
 
+def test_tokens_and_points_are_told_apart():
+    """mmdet's and mmseg's PointRend has maps [B, C, points], transformers have tokens [B, N, C]."""
+    ffn, points = FFN(16, 32, act_cfg=ACT), ConvModule(3, 16, 1, conv_cfg=CONV, act_cfg=ACT)
+    for module, x in ((ffn, torch.zeros(2, 5, 16)), (points, torch.zeros(2, 3, 5))):
+        with pytest.raises(
+            ValueError, match=r'channel_dim=-1 for tokens .*channel_dim=1 for \[B, C'
+        ):
+            module(x)
+    FFN(16, 32, act_cfg=TOKEN_ACT)(torch.zeros(2, 5, 16))
+    act_cfg = ACT | dict(channel_dim=1)
+    ConvModule(3, 16, 1, conv_cfg=CONV, act_cfg=act_cfg)(torch.zeros(2, 3, 5))
+
+
 def test_a_conv_module_whose_channels_the_groups_do_not_divide():
     module = ConvModule(3, 18, 1, act_cfg=dict(type='GroupRational'))
     with pytest.raises(ValueError, match=r'18 channels .* 8 groups .*num_groups=6'):
@@ -77,7 +92,7 @@ def test_necks_and_heads(build, channels):
 
 def test_swin():
     model = SwinTransformer(
-        embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=2, act_cfg=ACT
+        embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=2, act_cfg=TOKEN_ACT
     )
     assert len(train_a_step(model, torch.randn(1, 3, 64, 64))) == 4
 
@@ -90,7 +105,7 @@ def test_mit():
 
 
 @pytest.mark.parametrize(
-    'ffn', [dict(act_cfg=ACT), dict(type='GRKAN', activation=dict(num_groups=4))]
+    'ffn', [dict(act_cfg=TOKEN_ACT), dict(type='GRKAN', activation=dict(num_groups=4))]
 )
 def test_a_detr_encoder(ffn):
     ffn_cfg = dict(embed_dims=16, feedforward_channels=32, num_fcs=2, ffn_drop=0.0, **ffn)

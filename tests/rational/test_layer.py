@@ -188,7 +188,8 @@ def test_replaces_an_inplace_activation():
     [
         (None, (16,), -1),
         (None, (2, 16), -1),
-        (None, (2, 16, 24), -1),  # tokens, as transformers have them
+        (-1, (2, 16, 24), -1),  # tokens, as transformers have them
+        (1, (2, 16, 24), 1),
         (None, (2, 16, 24, 8), 1),
         (None, (2, 16, 24, 8, 8), 1),
         (-1, (2, 16, 24, 8), -1),
@@ -200,6 +201,66 @@ def test_channels_of_maps_and_of_tokens(channel_dim, shape, expected):
     torch.nn.init.normal_(layer.weight_denominator)  # groups that differ
     x = torch.randn(shape)
     assert torch.equal(layer(x), rational(x, layer.numerator, layer.denominator, expected))
+
+
+def test_channels_of_three_dimensions_are_not_guessed():
+    message = (
+        r'x \(2, 16, 24\).*channel_dim=-1 for tokens \[B, N, C\], channel_dim=1 for \[B, C, L\]'
+    )
+    with pytest.raises(ValueError, match=message):
+        GroupRational()(torch.randn(2, 16, 24))
+
+
+@pytest.mark.parametrize('channel_dim', [None, -1, 1])
+def test_is_traced_by_fx(channel_dim):
+    model = nn.Sequential(nn.Linear(16, 16), GroupRational(channel_dim=channel_dim))
+    nn.init.normal_(model[1].weight_denominator)  # groups that differ
+    traced = torch.fx.symbolic_trace(model)
+    for shape in ((2, 16), (2, 16, 4, 16)):
+        x = torch.randn(shape)
+        for each in (traced, pickle.loads(pickle.dumps(traced))):
+            assert torch.equal(each(x), model(x))
+    traced(x).sum().backward()
+    assert model[1].weight_numerator.grad.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(('order', 'limit'), [((5, 4), 5.0e7), ((8, 8), 6.5e4)])
+def test_where_powers_overflow(order, limit, dtype, device):
+    """As the docstring says: |x|^m beyond the largest number, of fp64 for inputs of fp64 alone."""
+    m, n = order
+    layer = GroupRational(1, ([0] * m + [1], [0] * (n - 1) + [1]), order, channel_dim=-1)
+    layer = layer.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    limit = torch.finfo(torch.float64).max ** (1 / m) if dtype == torch.float64 else limit
+    largest = torch.finfo(dtype).max
+    for factor in (0.98, 1.1):
+        x = torch.tensor([[factor * limit]], dtype=torch.float64, device=device)
+        if x.item() <= largest:
+            y = layer(x.to(dtype).requires_grad_())
+            # The result itself may be beyond the dtype of x.
+            finite = y.isfinite().all() or (dtype == torch.float16 and y.isinf().all())
+            assert finite == (factor < 1)
+
+
+@pytest.mark.parametrize(('order', 'limit'), [((5, 4), 65_504.0), ((8, 8), 6.0e4)])
+def test_gradients_are_finite_below_the_limit(order, limit, device):
+    layer = GroupRational(4, 'gelu', order).to(device)
+    x = torch.tensor([[limit, -limit, 1.0, 0.0]], device=device, requires_grad=True)
+    layer(x).sum().backward()
+    for gradient in (x.grad, layer.weight_numerator.grad, layer.weight_denominator.grad):
+        assert gradient.isfinite().all()
+
+
+def test_layers_of_flashkat_load():
+    layer, twin = GroupRational(), GroupRational()
+    nn.init.normal_(layer.weight_numerator)
+    nn.init.normal_(layer.weight_denominator)
+    theirs = {'numerator_v': layer.numerator, 'denominator_v': layer.denominator}
+    twin.load_state_dict(theirs)
+    for got, want in zip(twin.parameters(), layer.parameters(), strict=True):
+        assert torch.equal(got, want)
+    with pytest.raises(RuntimeError, match=r'weight_denominator: the checkpoint has \(4, 4\)'):
+        twin.load_state_dict({**theirs, 'denominator_v': torch.zeros(4, 4)})
 
 
 @pytest.mark.parametrize(('channels', 'divisor'), [(4, 4), (18, 6), (13, 1)])

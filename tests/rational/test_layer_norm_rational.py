@@ -97,7 +97,7 @@ def test_opcheck(device, case):
 
 def modules(channels, device, **kwargs):
     torch.manual_seed(0)
-    norm, act = nn.LayerNorm(channels, eps=EPS), GroupRational(**kwargs)
+    norm, act = nn.LayerNorm(channels, eps=EPS), GroupRational(**{'channel_dim': -1, **kwargs})
     nn.init.normal_(norm.weight)
     return norm.to(device), act.to(device)
 

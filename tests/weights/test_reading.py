@@ -1,9 +1,12 @@
+import hashlib
+from urllib.request import urlopen
+
 import pytest
 import torch
 from bad_checkpoints import BAD
 
 from kat_mm.errors import DataError
-from kat_mm.weights.reading import is_hub_id, read_checkpoint
+from kat_mm.weights.reading import hash_in_name, is_hub_id, read_checkpoint
 
 WEIGHTS = {'proj.weight': torch.ones(2, 3), 'proj.bias': torch.zeros(2)}
 
@@ -48,8 +51,9 @@ def test_damaged_safetensors(tmp_path):
 @pytest.mark.parametrize(
     ('source', 'expected'),
     [
-        ('adamdad/kat_small_patch16_224', True),
-        ('adamdad/kat_small_patch16_224.vitft', True),
+        ('hf-hub:adamdad/kat_small_patch16_224.vitft@v1', True),
+        ('adamdad/kat_small_patch16_224', False),
+        ('adamdad/kat_small_patch16_224.vitft', False),
         ('hf-hub:adamdad/kat_small_patch16_224', True),
         ('checkpoints/kat.pth', False),
         ('a/b/c', False),
@@ -65,8 +69,8 @@ def test_hub_without_a_network(monkeypatch):
     hub = pytest.importorskip('huggingface_hub')
     asked = []
 
-    def download(name, file):
-        asked.append((name, file))
+    def download(name, file, revision):
+        asked.append((name, file, revision))
         raise hub.errors.LocalEntryNotFoundError('Please check your connection.\nMore.')
 
     monkeypatch.setattr(hub, 'hf_hub_download', download)
@@ -76,27 +80,85 @@ def test_hub_without_a_network(monkeypatch):
     )
     with pytest.raises(DataError, match=message):
         read_checkpoint('hf-hub:adamdad/kat_tiny_patch16_224')
-    assert asked == [('adamdad/kat_tiny_patch16_224', 'model.safetensors')]
+    with pytest.raises(DataError, match=r'adamdad/kat_tiny_patch16_224@0123abc of Hugging Face'):
+        read_checkpoint('hf-hub:adamdad/kat_tiny_patch16_224@0123abc')
+    assert asked == [
+        ('adamdad/kat_tiny_patch16_224', 'model.safetensors', None),
+        ('adamdad/kat_tiny_patch16_224', 'model.safetensors', '0123abc'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('source', 'hint'),
+    [
+        ('owner/name', 'owner/name does not exist. A repository of Hugging Face is hf-hub:owner/n'),
+        ('checkpoints/kat_tiny', 'does not exist. A repository'),
+        ('./owner/name', 'owner/name does not exist'),
+        ('name', 'name does not exist$'),
+        ('a/b/c.pth', 'a/b/c.pth does not exist$'),
+        ('/a/b', '/a/b does not exist$'),
+    ],
+)
+def test_what_has_no_scheme_never_reaches_the_network(source, hint, monkeypatch, tmp_path):
+    hub = pytest.importorskip('huggingface_hub')
+    monkeypatch.chdir(tmp_path)
+    for module, name in ((hub, 'hf_hub_download'), (torch.hub, 'download_url_to_file')):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('it asks the network'))
+    with pytest.raises(DataError, match=hint):
+        read_checkpoint(source)
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('resnet18-f37072fd.pth', 'f37072fd'),
+        ('a_coco_20220329_230021-05ec7315.pth?raw=1', '05ec7315'),
+        ('a-' + 64 * 'a' + '.safetensors', 64 * 'a'),
+        ('a_in1k-20220304.pth', None),  # a date
+        ('vit-b.pth', None),
+        ('mobilenet-0.5-deadbeef.pth', 'deadbeef'),
+        ('kat.pth', None),
+    ],
+)
+def test_hashes_in_names(name, expected):
+    assert hash_in_name(f'https://example.org/x-01234567.d/{name}') == expected
+
+
+@pytest.mark.parametrize('is_right', [True, False])
+def test_downloads_have_the_hash_in_their_name(is_right, monkeypatch, tmp_path):
+    torch.save(WEIGHTS, file := tmp_path / 'weights.pth')
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if is_right else '01234567'
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'urlopen', lambda _: urlopen(file.as_uri()))
+    url = f'https://example.org/weights-{digest}.pth'
+    if is_right:
+        assert same(read_checkpoint(url), WEIGHTS)
+        return
+    with pytest.raises(
+        DataError, match=r'-01234567\.pth is refused: its content does not have the'
+    ):
+        read_checkpoint(url)
+    assert not list((tmp_path / 'checkpoints').iterdir())
 
 
 def test_hub_falls_back_to_the_other_file(monkeypatch, tmp_path):
     hub = pytest.importorskip('huggingface_hub')
     torch.save(WEIGHTS, tmp_path / 'pytorch_model.bin')
 
-    def download(name, file):
+    def download(name, file, revision):
         if file == 'model.safetensors':
             raise hub.errors.EntryNotFoundError('404')
         return str(tmp_path / file)
 
     monkeypatch.setattr(hub, 'hf_hub_download', download)
-    assert same(read_checkpoint('me/kat'), WEIGHTS)
+    assert same(read_checkpoint('hf-hub:me/kat'), WEIGHTS)
 
 
 def test_urls_that_end_alike_are_different_files(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     downloaded = []
 
-    def download(url, path):
+    def download(url, path, *_):
         torch.save({'number': torch.tensor(len(downloaded))}, path)
         downloaded.append(url)
 
@@ -107,7 +169,7 @@ def test_urls_that_end_alike_are_different_files(monkeypatch, tmp_path):
 
 
 def test_url_without_a_network(monkeypatch, tmp_path):
-    def download(url, path):
+    def download(url, path, *_):
         raise OSError('<urlopen error timed out>')
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))

@@ -88,10 +88,10 @@ def test_hub_ids(monkeypatch, tmp_path):
     hub = pytest.importorskip('huggingface_hub')
     source, model = kats.published(), kats.Detector()
     kats.save(source.state_dict(), tmp_path / 'model.safetensors')
-    monkeypatch.setattr(hub, 'hf_hub_download', lambda name, file: str(tmp_path / file))
-    load_checkpoint(model, 'adamdad/kat_tiny_patch16_224', 'cpu')
+    monkeypatch.setattr(hub, 'hf_hub_download', lambda name, file, revision: str(tmp_path / file))
+    load_checkpoint(model, 'hf-hub:adamdad/kat_tiny_patch16_224', 'cpu')
     assert torch.equal(model.backbone.norm.bias, source.norm.bias)
-    assert checkpoint.CheckpointLoader.load_checkpoint('me/kat', 'meta')['norm.bias'].is_meta
+    assert checkpoint.CheckpointLoader.load_checkpoint('hf-hub:me/kat', 'meta')['norm.bias'].is_meta
 
 
 def test_averaged_weights_start_from_a_plain_file(tmp_path):
