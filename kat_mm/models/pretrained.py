@@ -37,7 +37,7 @@ def load_pretrained(
 
     Args:
         model: the backbone.
-        source: a file, a URL or the id of a Hugging Face repository, as in `read_checkpoint`.
+        source: a file, a URL or hf-hub:owner/name, as in `read_checkpoint`.
         prefix: takes the keys behind it alone, such as 'backbone.'.
         activation: that of a ViT, 'gelu' or 'quick_gelu'; by default GELU, and for CLIP OpenAI's
             own, which others who train CLIP need not have.

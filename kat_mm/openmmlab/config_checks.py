@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS
 
 from ..errors import ConfigError, DataError, one_line
 from ..weights.layout import weights_of
-from ..weights.reading import is_hub_id, read_checkpoint
+from ..weights.reading import hub_hint, is_hub_id, read_checkpoint
 from .coco_checks import check_dataset, check_metric, read_coco
 from .configs import is_segmentation, nested
 from .loading import LoadCheckedImage, LoadCheckedLabelMap
@@ -203,8 +203,8 @@ def check_pretrained(config: Config) -> None:
                 continue
             if not Path(path).exists():
                 raise DataError(
-                    f'pretrained weights {path} not found. Put the file there, set {name}, or '
-                    f'train from scratch with --cfg-options {name.removesuffix(".checkpoint")}=None'
+                    f'pretrained weights {path} not found{hub_hint(path)}. Put the file there, set {name}, '
+                    f'or train from scratch with --cfg-options {name.removesuffix(".checkpoint")}=None'
                 )
             check_checkpoint(path)
 

@@ -40,7 +40,7 @@ def read_checkpoint(
     if not path.is_file():
         if path.is_dir():
             raise DataError(f'checkpoint {path} is a folder: name the file in it')
-        raise missing(path)
+        raise DataError(f'checkpoint {path} does not exist{hub_hint(path)}')
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
@@ -64,12 +64,10 @@ def is_hub_id(source: str) -> bool:
     return source.startswith(HUB)
 
 
-def missing(path: str | Path) -> DataError:
-    """Returns the error for a file that does not exist, whose name may be that of a repository."""
-    hint = ''
-    if re.fullmatch(r'[\w-]+/[\w.-]+(@[\w.-]+)?', str(path)):
-        hint = f'. A repository of Hugging Face is {HUB}{path}'
-    return DataError(f'checkpoint {path} does not exist{hint}')
+def hub_hint(path: str | Path) -> str:
+    """Returns what to say of a file that does not exist, whose name may be that of a repository."""
+    is_id = re.fullmatch(r'[\w-]+/[\w.-]+(@[\w.-]+)?', str(path))
+    return f'. A repository of Hugging Face is {HUB}{path}' if is_id else ''
 
 
 def _local_file(source: str) -> Path:

@@ -19,7 +19,7 @@ import torch
 from mmengine.runner import checkpoint
 
 from ...errors import DataError
-from ...weights.reading import HUB, download, hash_in_name, missing, read_checkpoint
+from ...weights.reading import HUB, download, hash_in_name, hub_hint, read_checkpoint
 from ...weights.unpickling import ALLOWED
 from ...weights.unpickling import load as load_allowed
 from .checkpoint_types import SAFE_GLOBALS
@@ -95,7 +95,7 @@ def _name_missing(load_from_local):
     @wraps(load_from_local)
     def load_from_local_or_tell(filename, map_location=None):
         if not os.path.isfile(os.path.expanduser(filename)):
-            raise MissingCheckpoint(*missing(filename).args)
+            raise MissingCheckpoint(f'checkpoint {filename} does not exist{hub_hint(filename)}')
         return load_from_local(filename, map_location)
 
     return load_from_local_or_tell
