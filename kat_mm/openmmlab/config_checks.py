@@ -203,8 +203,9 @@ def check_pretrained(config: Config) -> None:
                 continue
             if not Path(path).exists():
                 raise DataError(
-                    f'pretrained weights {path} not found{hub_hint(path)}. Put the file there, set {name}, '
-                    f'or train from scratch with --cfg-options {name.removesuffix(".checkpoint")}=None'
+                    f'pretrained weights {path} not found{hub_hint(path)}. Put the file there, '
+                    f'set {name}, or train from scratch with --cfg-options '
+                    f'{name.removesuffix(".checkpoint")}=None'
                 )
             check_checkpoint(path)
 
