@@ -19,7 +19,7 @@ import torch
 from mmengine.runner import checkpoint
 
 from ...errors import DataError
-from ...weights.reading import HUB, download, hash_in_name, hub_hint, read_checkpoint
+from ...weights.reading import HUB, download, hash_in_name, read_checkpoint
 from ...weights.unpickling import ALLOWED
 from ...weights.unpickling import load as load_allowed
 from .checkpoint_types import SAFE_GLOBALS
@@ -90,12 +90,15 @@ class MissingCheckpoint(DataError, FileNotFoundError):
 
 
 def _name_missing(load_from_local):
-    """Returns a loader of local files that tells how repositories of Hugging Face are named."""
+    """Returns a loader of local files that tells what is wrong with the name of one that is none."""
 
     @wraps(load_from_local)
     def load_from_local_or_tell(filename, map_location=None):
-        if not os.path.isfile(os.path.expanduser(filename)):
-            raise MissingCheckpoint(f'checkpoint {filename} does not exist{hub_hint(filename)}')
-        return load_from_local(filename, map_location)
+        if os.path.isfile(os.path.expanduser(filename)):
+            return load_from_local(filename, map_location)
+        try:
+            return read_checkpoint(filename, None, map_location)
+        except DataError as error:
+            raise MissingCheckpoint(*error.args) from error
 
     return load_from_local_or_tell

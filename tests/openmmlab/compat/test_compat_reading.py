@@ -4,6 +4,7 @@ Whatever mmengine alone can read or download, it does as ever.
 """
 
 import copy
+import hashlib
 import io
 import os
 import pathlib
@@ -12,6 +13,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -459,11 +461,7 @@ def test_the_loaders_are_mmengines_own():
 @pytest.mark.parametrize('name', ['gone.pth', '/nowhere/gone.pth', 'runs/last', '.', 'swift://a/b'])
 def test_missing_files(name, monkeypatch, tmp_path):
     hub = pytest.importorskip('huggingface_hub')
-
-    def fail(*args):
-        raise OSError('404')
-
-    monkeypatch.setattr(hub, 'hf_hub_download', fail)
+    monkeypatch.setattr(hub, 'hf_hub_download', lambda *_, **__: pytest.fail('asks the network'))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=re.escape(f'checkpoint {name}')) as caught:
         read(name)
@@ -542,3 +540,15 @@ def test_a_failing_download_fails_as_ever(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', fail)
     with pytest.raises(URLError, match='timed out'):
         read(URL)
+
+
+def test_a_download_with_another_hash_than_its_name_is_refused(monkeypatch, tmp_path):
+    torch.save({'state_dict': {}}, file := tmp_path / 'weights.pth')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'urlopen', lambda _: urlopen(file.as_uri()))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    for name in (f'a_20220329-{digest}.pth', 'a-20220329.pth'):
+        assert read(f'https://example.org/{name}') == {'state_dict': {}}
+    with pytest.raises(DataError, match=r'a-01234567\.pth is refused: its content does not have'):
+        read('https://example.org/a-01234567.pth')
+    assert not (tmp_path / 'checkpoints' / 'a-01234567.pth').exists()
