@@ -90,7 +90,7 @@ class MissingCheckpoint(DataError, FileNotFoundError):
 
 
 def _name_missing(load_from_local):
-    """Returns a loader of local files that tells what is wrong with the name of one that is none."""
+    """Returns a loader of local files that tells what is wrong with the name of none."""
 
     @wraps(load_from_local)
     def load_from_local_or_tell(filename, map_location=None):
