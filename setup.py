@@ -2,14 +2,23 @@
 
 The CUDA part is built where nvcc is found, with or without a GPU. TORCH_CUDA_ARCH_LIST chooses the
 GPU architectures, by default one of each generation that both this torch and this nvcc support.
-What cannot be built is left out, with a line that says why: kat_mm then runs in plain PyTorch.
+What cannot be built is left out, with a line that says why: kat_mm then runs in plain PyTorch. With
+KAT_MM_BUILD=required it is an error, and so is a CUDA part that this torch could use.
 """
 
+import contextlib
+import itertools
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
+import sys
+import tempfile
+import threading
 from pathlib import Path
+from unittest import mock
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
@@ -17,11 +26,23 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
 CUDA_SOURCES = ['ops/cuda/rational.cu', 'ops/cuda/layer_norm_rational.cu']
+HEADERS = ['ops/rational.h', 'ops/tensors.h']
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
 }
-CXX_FLAGS = ['-O3', '-fvisibility=hidden', TARGET_FLAG]
+CXX_FLAGS = ['-O3', '-g0', '-fvisibility=hidden', TARGET_FLAG]
+MARK = runpy.run_path(str(ROOT / 'kat_mm/rational/schemas.py'))['MARK']
+# The first of these in the output of a compiler or linker is what went wrong.
+ERROR = re.compile(r'\b(error( #?\w+)?|fatal) *:|cannot find|undefined (reference|symbol)')
+
+
+def leave_out(what: str, reason: str) -> None:
+    """Says what is not built and why, which ends the build where it is required."""
+    message = f'kat_mm: {what} not built: {reason}'
+    if os.environ.get('KAT_MM_BUILD') == 'required':
+        raise SystemExit(f'{message} (and KAT_MM_BUILD=required)')
+    print(message)
 
 
 def nvcc_output(cuda_home: str, *options: str) -> str:
@@ -53,8 +74,6 @@ def why_not_cuda(cuda_home: str | None) -> str | None:
     """Returns the reason why the CUDA kernels cannot be built, if there is one."""
     import torch
 
-    if not torch.version.cuda:
-        return 'this torch has no CUDA'
     if not cuda_home:
         return 'nvcc was not found (set CUDA_HOME to a CUDA toolkit)'
     release = re.search(r'release (\d+)', nvcc_output(cuda_home, '--version'))[1]
@@ -63,52 +82,76 @@ def why_not_cuda(cuda_home: str | None) -> str | None:
     return None
 
 
+def compilers_not_found() -> list[str]:
+    """Returns the programs that $CXX names, such as `ccache g++`, and that are not there."""
+    words = shlex.split(os.environ.get('CXX') or 'c++')
+    return [word for word in {words[0], compiler_of(words)} if not shutil.which(word)]
+
+
+def compiler_of(words: list[str]) -> str:
+    """Returns the compiler in a command that may begin with launchers and end with options."""
+    return [*itertools.takewhile(lambda word: not word.startswith('-'), words)][-1]
+
+
 def extensions() -> list:
     """Describes the libraries to build."""
+    wish = os.environ.get('KAT_MM_BUILD', '')
+    if wish not in ('', 'required'):
+        raise SystemExit(f"kat_mm: KAT_MM_BUILD is {wish!r}; it can be 'required', or not set")
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        print('kat_mm: the op is not built: torch is not installed in this environment')
+        leave_out('the op is', 'torch is not installed in this environment')
         return []
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 10):
-        print(f'kat_mm: the op is not built: it needs torch >= 2.10, this is {torch.__version__}')
+        leave_out('the op is', f'it needs torch >= 2.10, this is {torch.__version__}')
         return []
-    if not shutil.which(os.environ.get('CXX', 'c++')):
-        print('kat_mm: the op is not built: no C++ compiler was found (install one or set CXX)')
+    if missing := compilers_not_found():
+        leave_out(
+            'the op is', f'no C++ compiler was found: no {missing[0]} (install one or set CXX)'
+        )
         return []
-    common = {'py_limited_api': True, 'extra_link_args': ['-Wl,--as-needed', '-s']}
-    headers = ['ops/rational.h', 'ops/tensors.h']
-    modules = [
+    parts = [
         cpp_extension.CppExtension(
-            'kat_mm._C_cpu',
+            f'kat_mm._C_cpu_{MARK}',
             ['ops/cpu/rational.cpp'],
-            depends=[*headers, 'ops/cpu/convert.h'],
+            depends=[*HEADERS, 'ops/cpu/convert.h'],
             extra_compile_args={'cxx': CXX_FLAGS},
-            **common,
+            py_limited_api=True,
         )
     ]
-    reason = why_not_cuda(cpp_extension.CUDA_HOME)
+    if not torch.version.cuda:
+        print('kat_mm: the CUDA kernels are not built: this torch has no CUDA')
+        return parts
+    try:
+        reason = why_not_cuda(cpp_extension.CUDA_HOME)
+        if reason is None:
+            parts.append(cuda_extension(cpp_extension.CUDA_HOME))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = f'nvcc does not run: {error}'
     if reason:
-        print(f'kat_mm: the CUDA kernels are not built: {reason}')
-        return modules
-    if 'TORCH_CUDA_ARCH_LIST' not in os.environ:
-        os.environ['TORCH_CUDA_ARCH_LIST'] = cuda_arch_list(cpp_extension.CUDA_HOME)
-    modules.append(
-        cpp_extension.CUDAExtension(
-            'kat_mm._C_cuda',
-            CUDA_SOURCES,
-            library_dirs=cuda_library_dirs(cpp_extension.CUDA_HOME),
-            depends=[*headers, 'ops/cuda/launch.cuh', 'ops/cuda/reduce.cuh'],
-            extra_compile_args={
-                'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
-                # Several architectures are compiled at a time, one for each core.
-                'nvcc': ['-O3', '--threads=0', '-DUSE_CUDA', TARGET_FLAG],
-            },
-            **common,
-        )
+        leave_out('the CUDA kernels are', reason)
+    return parts
+
+
+def cuda_extension(cuda_home: str):
+    """Describes the library of CUDA kernels."""
+    from torch.utils import cpp_extension
+
+    os.environ.setdefault('TORCH_CUDA_ARCH_LIST', cuda_arch_list(cuda_home))
+    return cpp_extension.CUDAExtension(
+        f'kat_mm._C_cuda_{MARK}',
+        CUDA_SOURCES,
+        library_dirs=cuda_library_dirs(cuda_home),
+        depends=[*HEADERS, 'ops/cuda/launch.cuh', 'ops/cuda/reduce.cuh'],
+        extra_compile_args={
+            'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
+            # Several architectures are compiled at a time, one for each core.
+            'nvcc': ['-O3', '--threads=0', '-DUSE_CUDA', TARGET_FLAG],
+        },
+        py_limited_api=True,
     )
-    return modules
 
 
 class BuildWithConfigs(build_py):
@@ -125,12 +168,101 @@ class BuildWithConfigs(build_py):
         shutil.copy(ROOT / 'model-index.yml', mim)
 
 
+@contextlib.contextmanager
+def output_lines():
+    """Gives the lines that are printed meanwhile, also by other programs, and prints them too."""
+    lines, saved = [], {number: os.dup(number) for number in (1, 2)}
+    read, write = os.pipe()
+
+    def copy():
+        with os.fdopen(read, errors='replace') as pipe:
+            for line in pipe:
+                lines.append(line.strip())
+                os.write(saved[1], line.encode())
+
+    def flush():
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    copier = threading.Thread(target=copy)
+    copier.start()
+    flush()
+    for number in saved:
+        os.dup2(write, number)
+    os.close(write)
+    try:
+        yield lines
+    finally:
+        flush()
+        for number, stream in saved.items():
+            os.dup2(stream, number)
+        copier.join()
+        for stream in saved.values():
+            os.close(stream)
+
+
+@contextlib.contextmanager
+def compilers_of_one_word():
+    """Makes $CC and $CXX of several words, such as `ccache g++`, programs: torch wants one word."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
+        for name in ('CC', 'CXX'):
+            words = shlex.split(os.environ.get(name, ''))
+            if len(words) < 2 or os.name != 'posix':
+                continue
+            # By the name of the compiler, which torch goes by.
+            program = Path(folder, name, Path(compiler_of(words)).name)
+            program.parent.mkdir()
+            program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            program.chmod(0o755)
+            os.environ[name] = str(program)
+            os.environ['TORCH_NO_COMPILER_WRAPPER'] = '1'  # it would add ccache to ccache
+        yield
+
+
+class BuildPartsApart:
+    """Builds each library by itself; one that fails is left out, with its first error on record.
+
+    The record is a file in the place of the library, for the warning of `import kat_mm`.
+    """
+
+    def run(self):
+        built = []
+        start = dict(vars(self))
+        with compilers_of_one_word():
+            for part in start['extensions']:
+                vars(self).update(start, extensions=[part])
+                if self.build_part(part, super().run):
+                    built.append(part)
+        vars(self).update(start, extensions=built)
+
+    def build_part(self, part, build) -> bool:
+        stem = part.name.rpartition('.')[2].removesuffix(f'_{MARK}')
+        folders = [Path(self.build_lib, 'kat_mm')]
+        if self.inplace:
+            folders.append(ROOT / 'kat_mm')
+        for folder in folders:
+            for old in folder.glob(f'{stem}[_.]*'):
+                old.unlink()
+        try:
+            with output_lines() as lines:
+                build()
+            return True
+        except Exception as failure:
+            error = next(filter(ERROR.search, lines), None) or str(failure).splitlines()[0]
+        leave_out(f'{part.name} is', error)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f'{stem}.failed').write_text(error + '\n')
+        return False
+
+
 def command_classes() -> dict:
     try:
         from torch.utils.cpp_extension import BuildExtension
     except ImportError:
         return {'build_py': BuildWithConfigs}
-    return {'build_py': BuildWithConfigs, 'build_ext': BuildExtension}
+    build_ext = type('build_ext', (BuildPartsApart, BuildExtension), {})
+    return {'build_py': BuildWithConfigs, 'build_ext': build_ext}
 
 
 setup(

@@ -13,6 +13,11 @@
 #include <optional>
 #include <vector>
 
+// Since torch 2.13, the one that raises with the message of the error.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace kat_mm {
 
 using IntArrayRef = torch::headeronly::IntHeaderOnlyArrayRef;

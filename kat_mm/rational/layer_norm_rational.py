@@ -21,18 +21,6 @@ MAX_CHANNELS = 1024
 MAX_ORDER = (5, 4)
 HAS_KERNEL = 'cuda' in compiled_devices()
 
-library.define(
-    'layer_norm_rational(Tensor x, Tensor weight, Tensor bias, Tensor numerator, '
-    'Tensor denominator, float eps, ScalarType? out_dtype=None) -> (Tensor, Tensor)',
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-library.define(
-    'layer_norm_rational_backward(Tensor grad, Tensor x, Tensor statistics, Tensor weight, '
-    'Tensor bias, Tensor numerator, Tensor denominator) '
-    '-> (Tensor, Tensor, Tensor, Tensor, Tensor)',
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
 
 def layer_norm_rational_reference(
     x: Tensor,

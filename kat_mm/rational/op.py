@@ -1,8 +1,5 @@
-"""The torch ops kat_mm::rational and kat_mm::rational_backward: schema, fake, autograd, loading."""
+"""The torch ops kat_mm::rational and kat_mm::rational_backward: fake, autograd."""
 
-import os
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +7,7 @@ from torch import Tensor
 from . import torch_internals as internals
 from .arguments import DTYPES, check_arguments
 from .autograd import differentiable, gradients
+from .loading import load_compiled
 from .reference import (
     rational_backward_formula,
     rational_backward_reference,
@@ -17,21 +15,13 @@ from .reference import (
     rational_reference,
 )
 from .samples import Samples
+from .schemas import SCHEMAS
 
-MIN_TORCH = (2, 10)  # the stable ABI that the compiled libraries are built against
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 library = torch.library.Library('kat_mm', 'DEF')
-library.define(
-    'rational(Tensor x, Tensor numerator, Tensor denominator, int channel_dim=-1, '
-    'ScalarType? out_dtype=None) -> Tensor',
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-library.define(
-    'rational_backward(Tensor grad, Tensor x, Tensor numerator, Tensor denominator, '
-    'int channel_dim=-1, bool coefficient_grads=True) -> (Tensor, Tensor, Tensor)',
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+for name, schema in SCHEMAS.items():
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 # The reference serves every device for which no compiled kernel is registered.
 library.impl('rational', rational_reference, 'CompositeExplicitAutograd')
 library.impl('rational_backward', rational_backward_reference, 'CompositeExplicitAutograd')
@@ -176,35 +166,4 @@ def compiled_devices() -> tuple[str, ...]:
     return tuple(key.lower() for key in ('CPU', 'CUDA') if has_kernel('kat_mm::rational', key))
 
 
-def _load_compiled() -> None:
-    """Registers the compiled kernels; where any is missing, warns once what and how to get it."""
-    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
-    if version < MIN_TORCH:
-        warnings.warn(
-            f'kat_mm: torch {torch.__version__} is older than 2.10, which the compiled rational '
-            'op needs: the op runs in plain PyTorch, correct but slow',
-            stacklevel=2,
-        )
-        return
-    folder = Path(__file__).resolve().parent.parent
-    missing = []
-    for backend, needs in (('cpu', 'a C++ compiler'), ('cuda', "nvcc of torch's CUDA generation")):
-        if backend == 'cuda' and not torch.version.cuda:
-            continue
-        found = sorted(folder.glob(f'_C_{backend}*.so'))
-        if found:
-            try:
-                torch.ops.load_library(os.fspath(found[0]))
-            except OSError as error:
-                missing.append(f'{found[0].name} cannot be loaded ({error})')
-        elif backend == 'cpu' or torch.cuda.is_available():
-            missing.append(f'the {backend.upper()} kernels are not built, which takes {needs}')
-    if missing:
-        warnings.warn(
-            f'kat_mm: {"; ".join(missing)}. Without them the op runs in plain PyTorch, correct but '
-            "slow. To build them: 'pip install --no-build-isolation -e .' in a clone of kat_mm",
-            stacklevel=2,
-        )
-
-
-_load_compiled()
+load_compiled()

@@ -1,0 +1,30 @@
+"""The torch ops that compiled libraries register kernels for, and the mark of this set of them.
+
+A kernel takes its arguments by their places: one built for another schema would read the wrong
+ones. So the name of a library ends with the mark of the schemas that it was built for, and any
+other is left alone. `setup.py` runs this file by itself.
+"""
+
+import zlib
+
+SCHEMAS = {
+    'rational': (
+        '(Tensor x, Tensor numerator, Tensor denominator, int channel_dim=-1, '
+        'ScalarType? out_dtype=None) -> Tensor'
+    ),
+    'rational_backward': (
+        '(Tensor grad, Tensor x, Tensor numerator, Tensor denominator, int channel_dim=-1, '
+        'bool coefficient_grads=True) -> (Tensor, Tensor, Tensor)'
+    ),
+    'layer_norm_rational': (
+        '(Tensor x, Tensor weight, Tensor bias, Tensor numerator, Tensor denominator, float eps, '
+        'ScalarType? out_dtype=None) -> (Tensor, Tensor)'
+    ),
+    'layer_norm_rational_backward': (
+        '(Tensor grad, Tensor x, Tensor statistics, Tensor weight, Tensor bias, Tensor numerator, '
+        'Tensor denominator) -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
+    ),
+}
+# To be raised where a kernel computes something else under the same schema.
+REVISION = 1
+MARK = f'{zlib.crc32(repr((REVISION, SCHEMAS)).encode()):08x}'
