@@ -6,6 +6,10 @@ REQUIREMENTS ?= requirements.txt
 EXTRAS ?= test
 PIP_FLAGS ?= -q --disable-pip-version-check
 
+ifneq ($(words $(VENV)),1)
+$(error VENV is "$(VENV)": make takes no path with spaces; name another, such as VENV=/tmp/venv)
+endif
+
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built-$(EXTRAS)
 RUN := PYTHONUNBUFFERED=1 $(VENV)/bin/python
@@ -45,4 +49,4 @@ lint: $(BUILT)
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard ops/*.h ops/*/*)
 
 clean:
-	rm -rf build kat_mm.egg-info kat_mm/*.so $(VENV)/.built-*
+	rm -rf build kat_mm.egg-info kat_mm/_C_* $(VENV)/.built-*

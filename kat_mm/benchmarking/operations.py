@@ -6,7 +6,6 @@ Norms count 5 an element and batch norms 2, as in fvcore, by which those tables 
 else works on single elements (softmax, other activations, pooling, resizing) counts nothing.
 """
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,12 +17,14 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import flop_registry
 
 from ..norms import NORMS
+from ..rational.flops import FORMULAS
 from ..rational.layer import GroupRational
 
-aten, rational = torch.ops.aten, torch.ops.kat_mm.rational
+aten = torch.ops.aten
+RATIONALS = {f'kat_mm.{name}' for name in FORMULAS}
 NORM_OPERATIONS = {
     'aten.native_layer_norm': 5,
     'aten.native_group_norm': 5,
@@ -41,14 +42,6 @@ NAMES = (  # what modules are called in a part
     (r'\b(mlp|ffns?)\b', 'MLP, linear layers'),
     (r'\bpyramid\b', 'pyramid'),
 )
-
-
-# Registered, so that torch's own FlopCounterMode counts the op from here on.
-@register_flop_formula(rational)
-def rational_operations(x_shape, numerator_shape, denominator_shape, *args, **kwargs) -> int:
-    """Returns the operations of the rational op: 2m + 2n + 3 for each element of x."""
-    m, n = numerator_shape[1] - 1, denominator_shape[1]
-    return math.prod(x_shape) * (2 * m + 2 * n + 3)
 
 
 class OperationCounter(TorchDispatchMode):
@@ -102,7 +95,7 @@ def _operations(op, args: tuple, kwargs: dict, out) -> int:
     if op not in flop_registry:
         return 0
     flops = flop_registry[op](*args, **kwargs, out_val=out)
-    return flops if op is rational else flops // 2
+    return flops if name in RATIONALS else flops // 2
 
 
 @dataclass
@@ -143,7 +136,7 @@ def _component(path: str) -> str:
 def _part_of_operation(path: str, op: str, module: nn.Module) -> str:
     if op in NORM_OPERATIONS:
         return 'norms'
-    if op == str(rational):
+    if op in RATIONALS:
         return RATIONAL_ACTIVATIONS
     # A product has activations on both sides, but torch computes linear layers as products of
     # batches where the input is not contiguous.

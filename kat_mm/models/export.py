@@ -18,7 +18,11 @@ def export_backbone(
 ) -> ExportedProgram:
     """Traces a backbone that takes images [B, C, H, W] with `torch.export`.
 
-    The program calls the compiled op, so what runs it must have imported kat_mm.
+    The program calls the compiled op, so what runs it must have imported kat_mm. It checks the
+    rank, the channels and the range of sizes that it was traced for, which its `range_constraints`
+    tell: with relative positions, say, H must make more than one patch. It does not check what
+    tracing noted of the example besides, such as that H and W do not fill whole windows; there are
+    tests that results are those of the model where that does not hold.
 
     Args:
         model: the backbone, in evaluation mode.
@@ -40,7 +44,9 @@ def export_backbone(
     shapes = ((batch_dim, Dim.STATIC, side_dim, side_dim),)
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-    # What is left of such rules is about how memory is laid out, which ops look up anew.
+    # Rules are left that compare products of the sizes: what is contiguous, what is padded. They
+    # would refuse sizes for which the program is right, since its ops look these things up anew.
+    # The ranges of sizes are kept apart from them, and stay.
     program._guards_code = []
     return program
 

@@ -47,6 +47,21 @@ def test_any_batch_and_any_size(model, program, tmp_path, kind):
         torch.testing.assert_close(results, list(expected), rtol=1e-4, atol=1e-4)
 
 
+def test_what_the_guards_of_a_program_leave(model, program):
+    """Those left out refused sizes that are right; those left refuse what it was not traced for."""
+    module = program.module()
+    with torch.no_grad():
+        for height in (17, 24, 31, 48, 64):  # that fill windows of 3 x 3 patches, or do not
+            for width in (17, 24, 30, 49, 72):
+                images = torch.randn(2, 3, height, width)
+                torch.testing.assert_close(
+                    list(module(images)), list(model(images)), rtol=1e-4, atol=1e-4
+                )
+        for size in [(2, 3, 8, 32), (2, 4, 32, 32), (1025, 3, 17, 17)]:
+            with pytest.raises(AssertionError, match=r'Guard failed: images.size\(\)'):
+                module(torch.randn(size))
+
+
 def test_package_of_aot_inductor(tmp_path, device):
     arch = dict(embed_dims=16, num_layers=1, num_heads=2)
     model = KAT(arch, img_size=32, patch=8).to(device).eval()
