@@ -42,7 +42,7 @@ def leave_out(what: str, reason: str) -> None:
     message = f'kat_mm: {what} not built: {reason}'
     if os.environ.get('KAT_MM_BUILD') == 'required':
         raise SystemExit(f'{message} (and KAT_MM_BUILD=required)')
-    print(message)
+    print(f'{message}; the op runs in plain PyTorch without, correct but slow')
 
 
 def nvcc_output(cuda_home: str, *options: str) -> str:
@@ -249,7 +249,7 @@ class BuildPartsApart:
             return True
         except Exception as failure:
             error = next(filter(ERROR.search, lines), None) or str(failure).splitlines()[0]
-        leave_out(f'{part.name} is', error)
+        leave_out(f'the {stem.removeprefix("_C_").upper()} kernels are', error)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f'{stem}.failed').write_text(error + '\n')

@@ -45,7 +45,8 @@ def _load(backend: str) -> str | None:
     kernels = f'the {backend.upper()} kernels'
     failure = FOLDER / f'{name}.failed'
     if failure.exists():
-        return f'{kernels} failed to compile ({failure.read_text().strip()})'
+        error = failure.read_text().strip()
+        return f'{kernels} failed to compile ({error}; KAT_MM_BUILD=required shows all of it)'
     if others := sorted(path.name for path in FOLDER.glob(f'{name}*')):
         return f'{others[0]} was built for other Python files of kat_mm than these'
     if backend == 'cpu' or torch.cuda.is_available():

@@ -50,7 +50,7 @@ def test_plain_pytorch_runs_with_one_warning(tmp_path):
 
 # What lies in the place of the CPU's library, and what the warning tells of it.
 FOUND = {
-    '_C_cpu.failed': 'the CPU kernels failed to compile (x.h:7: error: no y)',
+    '_C_cpu.failed': 'the CPU kernels failed to compile (x.h:7: error: no y; KAT_MM_BUILD=',
     '_C_cpu_0a1b2c3d.abi3.so': 'was built for other Python files of kat_mm than these',
     '_C_cpu.abi3.so': '_C_cpu.abi3.so was built for other Python files of kat_mm than these',
     f'_C_cpu_{MARK}.abi3.so': f'_C_cpu_{MARK}.abi3.so cannot be loaded (',
