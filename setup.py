@@ -248,7 +248,10 @@ class BuildPartsApart:
                 build()
             return True
         except Exception as failure:
-            error = next(filter(ERROR.search, lines), None) or str(failure).splitlines()[0]
+            error = (
+                next(filter(ERROR.search, lines), None)
+                or (str(failure) or repr(failure)).splitlines()[0]
+            )
         leave_out(f'the {stem.removeprefix("_C_").upper()} kernels are', error)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
