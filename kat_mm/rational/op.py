@@ -1,6 +1,5 @@
 """The torch ops kat_mm::rational and kat_mm::rational_backward: fake, autograd."""
 
-
 import torch
 from torch import Tensor
 
