@@ -25,7 +25,10 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
-CUDA_SOURCES = ['ops/cuda/rational.cu', 'ops/cuda/layer_norm_rational.cu']
+CUDA_SOURCES = [
+    f'ops/cuda/{stem}.cu'
+    for stem in ('rational', 'layer_norm_rational', 'upsample_bilinear', 'upsample_cross_entropy')
+]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
@@ -144,7 +147,7 @@ def cuda_extension(cuda_home: str):
         f'kat_mm._C_cuda_{MARK}',
         CUDA_SOURCES,
         library_dirs=cuda_library_dirs(cuda_home),
-        depends=[*HEADERS, 'ops/cuda/launch.cuh', 'ops/cuda/reduce.cuh'],
+        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in ('launch', 'reduce', 'resize'))],
         extra_compile_args={
             'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
             # Several architectures are compiled at a time, one for each core.

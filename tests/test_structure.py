@@ -11,8 +11,9 @@ USES = {  # what each package of kat_mm may import of the others
     'attention': {'rational'},
     'weights': {'rational'},
     'fitting': {'rational'},
+    'segmentation': {'rational'},
     'models': PARTS,
-    'openmmlab': CORE,
+    'openmmlab': {*CORE, 'segmentation'},
     'benchmarking': CORE,
     'digits': CORE,
 }

@@ -13,9 +13,9 @@ model = dict(
         out_indices=(2, 5, 8, 11),
         drop_path_rate=0.1,
     ),
-    neck=dict(in_channels=[384] * 4, out_channels=384),
-    decode_head=dict(in_channels=[384] * 4),
-    auxiliary_head=dict(in_channels=384),
+    neck=dict(type='FusedMultiLevelNeck', in_channels=[384] * 4, out_channels=384),
+    decode_head=dict(type='FusedUPerHead', in_channels=[384] * 4),
+    auxiliary_head=dict(type='FusedFCNHead', in_channels=384),
     # Whole images; --cfg-options model.test_cfg.mode=slide takes windows of this size instead.
     test_cfg=dict(mode='whole', crop_size=(512, 512), stride=(341, 341)),
 )

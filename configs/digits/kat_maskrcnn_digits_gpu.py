@@ -49,7 +49,12 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=epochs, val_interval=3)
 default_hooks = dict(logger=dict(interval=20))
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=8e-4))
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    dtype='bfloat16',
+    loss_scale=dict(enabled=False),  # bf16 has the range of fp32
+    optimizer=dict(lr=8e-4, fused=True),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, convert_to_iter_based=True),

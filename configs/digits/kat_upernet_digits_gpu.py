@@ -39,7 +39,12 @@ test_dataloader = val_dataloader
 
 train_cfg = dict(max_iters=iters, val_interval=1300)
 default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=1300))
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=1e-3))
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    dtype='bfloat16',
+    loss_scale=dict(enabled=False),  # bf16 has the range of fp32
+    optimizer=dict(lr=1e-3, fused=True),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=200, end=iters),

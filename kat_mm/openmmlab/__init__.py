@@ -31,10 +31,10 @@ def _register_for_mmdet(_) -> None:
 
 
 def _register_for_mmseg(_) -> None:
-    from . import losses  # noqa: F401
+    from . import fused_heads, losses  # noqa: F401
 
 
-when_imported('mmseg.models', _register_for_mmseg, 'register its losses with mmseg')
+when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')
 when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
 
 __all__ = [

@@ -24,6 +24,20 @@ SCHEMAS = {
         '(Tensor grad, Tensor x, Tensor statistics, Tensor weight, Tensor bias, Tensor numerator, '
         'Tensor denominator) -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
     ),
+    'upsample_bilinear': (
+        '(Tensor input, int height, int width, bool align_corners=False) -> Tensor'
+    ),
+    'upsample_bilinear_backward': (
+        '(Tensor grad, int height, int width, bool align_corners=False) -> Tensor'
+    ),
+    'upsample_cross_entropy': (
+        '(Tensor logits, Tensor labels, Tensor? class_weight=None, int ignore_index=-100, '
+        'bool align_corners=False) -> (Tensor, Tensor, Tensor)'
+    ),
+    'upsample_cross_entropy_backward': (
+        '(Tensor grad, Tensor logits, Tensor labels, Tensor partition, Tensor? class_weight, '
+        'int ignore_index, bool align_corners) -> Tensor'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1

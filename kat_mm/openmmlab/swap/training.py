@@ -62,7 +62,7 @@ def fit_precision(edits: Edits) -> None:
     reason = 'bf16 mixed precision; tools/train.py turns it off where there is no GPU'
     edits.set('optim_wrapper.type', 'AmpOptimWrapper', reason)
     edits.set('optim_wrapper.dtype', 'bfloat16', reason)
-    edits.remove('optim_wrapper.loss_scale', 'bf16 has the range of fp32')
+    edits.set('optim_wrapper.loss_scale', {'enabled': False}, 'bf16 has the range of fp32')
     for key, node in edits.dicts('model'):
         if kind(node) == 'SingleRoIExtractor':
             reason = 'bf16 would round the coordinates of RoIs'

@@ -209,7 +209,7 @@ def test_mixed_precision_is_bf16():
     for old in ({}, {'type': 'AmpOptimWrapper', 'loss_scale': 'dynamic'}):
         wrapper = wrapped(**old)
         assert (wrapper.type, wrapper.dtype) == ('AmpOptimWrapper', 'bfloat16')
-        assert 'loss_scale' not in wrapper
+        assert wrapper.loss_scale == {'enabled': False}
     MODELS.register_module('VFNet', force=True, module=Anything)
     assert swapped(model={'type': 'VFNet'}).optim_wrapper.type == 'OptimWrapper'
     config = swapped(model={'neck': [{'norm_cfg': {'type': 'MMSyncBN'}}]})  # which takes no bf16
