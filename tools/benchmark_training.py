@@ -33,6 +33,7 @@ from kat_mm.benchmarking.timing import (
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.openmmlab import config_checks, configs
 
+BASELINE = '(stock heads)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
@@ -40,26 +41,37 @@ COLUMNS = (
 )
 
 
-def build(config_path: str, options: list[str], batches: int):
+def build(config_path: str, args: argparse.Namespace, baseline: bool):
     """Returns what makes one training step, over the batches in turn, its model and optimizer."""
-    config = configs.read_config(config_path, options)
+    config = configs.read_config(config_path, args.cfg_options)
+    if baseline:
+        for node in configs.nested(config.model, 'type'):
+            node.type = str(node.type).removeprefix('Fused')
+    if args.batch:
+        config.train_dataloader.batch_size = args.batch
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
     config.log_level = 'WARNING'
-    config.experiment_name = config_path.replace('/', '_')
-    config_checks.check_data(config, 'train')
+    config.experiment_name = f'{config_path.replace("/", "_")}_{baseline}'
+    if not args.random:
+        config_checks.check_data(config, 'train')
     config_checks.check_pretrained(config)
     runner = Runner.from_cfg(config)
     runner._init_model_weights()
     optimizer = runner.build_optim_wrapper(config.optim_wrapper)
-    loader = iter(runner.build_dataloader(config.train_dataloader))
-    loaded = [next(loader) for _ in range(batches)]
     model = runner.model.train()
+    if args.random:
+        from kat_mm.openmmlab.random_batches import random_batches
+
+        loaded = random_batches(model, config.train_dataloader.batch_size, args.batches)
+    else:
+        loader = iter(runner.build_dataloader(config.train_dataloader))
+        loaded = [next(loader) for _ in range(args.batches)]
     steps = 0
 
     def step() -> None:
         nonlocal steps
         steps += 1
-        loss = model.train_step(loaded[steps % batches], optimizer)['loss']
+        loss = model.train_step(loaded[steps % args.batches], optimizer)['loss']
         if not torch.isfinite(loss):
             raise SystemExit(f'error: the loss became {loss.item()}')
 
@@ -74,6 +86,13 @@ def main():
     parser.add_argument('--steps', type=positive, default=50, help='timed steps of each config')
     parser.add_argument('--warmup', type=positive, default=10, help='steps before')
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
+    parser.add_argument(
+        '--baseline', action='store_true', help='each config with the heads of mmseg itself, too'
+    )
+    parser.add_argument('--batch', type=positive, help="images in a batch, by default the config's")
+    parser.add_argument(
+        '--random', action='store_true', help='random images and label maps, for segmentors'
+    )
     configs.add_settings(parser)
     parser.add_argument('--csv', type=Path, help='file to append the results to')
     args = parser.parse_args()
@@ -81,14 +100,17 @@ def main():
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
     figures, steps, usages = {}, {}, {}
-    for path in args.configs:
+    subjects = {path: (path, False) for path in args.configs}
+    if args.baseline:
+        subjects |= {f'{path} {BASELINE}': (path, True) for path in args.configs}
+    for name, (path, baseline) in subjects.items():
         torch.manual_seed(0)
-        steps[path], model, optimizer = build(path, args.cfg_options, args.batches)
+        steps[name], model, optimizer = build(path, args, baseline)
         for _ in range(args.warmup):
-            host_ms(steps[path], device)
-        usages[path] = partial(gpu_usage, steps[path], owned_bytes(model, optimizer))
-    for path in args.configs:  # when all are warm: what the first step of all allocates is nobody's
-        figures[path] = usages[path]() if device.type == 'cuda' else {}
+            host_ms(steps[name], device)
+        usages[name] = partial(gpu_usage, steps[name], owned_bytes(model, optimizer))
+    for name in subjects:  # when all are warm: what the first step of all allocates is nobody's
+        figures[name] = usages[name]() if device.type == 'cuda' else {}
     with progress('steps', args.steps) as advance:
         times = time_in_turns(steps, args.steps, device, on_round=advance)
 
@@ -98,11 +120,14 @@ def main():
     add_step_ratios(figures, args.configs[0], 'first')
     source = origin(device)
     title = f'Training steps on {source["device"]}, torch {source["torch"]}'
-    rows = [(Path(path).stem, figure) for path, figure in figures.items()]
+    rows = [
+        (name.replace(path, Path(path).stem), figures[name]) for name, (path, _) in subjects.items()
+    ]
     table = step_table(title, rows, 'first', 'config', 'first / this', digits=1)
     Console(width=120).print(table)
     if args.csv:
-        options = ' '.join(args.cfg_options)
+        batch = [f'train_dataloader.batch_size={args.batch}'] if args.batch else []
+        options = ' '.join([*args.cfg_options, *batch])
         described = {**source, 'options': options}
         append_csv(args.csv, COLUMNS, [{**described, 'config': k, **v} for k, v in figures.items()])
 

@@ -22,6 +22,20 @@ def test_two_configs(run_tool, flat_config, tmp_path):
         assert ('peak_mib' in row) == torch.cuda.is_available()
 
 
+def test_random_batches_with_the_heads_of_mmseg_too(run_tool, segmentation_config, tmp_path):
+    config = tmp_path / 'fused.py'
+    config.write_text(
+        f'_base_ = {str(segmentation_config)!r}\n'
+        "model = dict(decode_head=dict(type='FusedFCNHead'))\n"
+    )
+    options = ('--steps', 1, '--warmup', 1, '--batches', 1, '--batch', 2, '--random', '--baseline')
+    command = (tmp_path, 'benchmark_training.py', config, *options, '--csv', 'rows.csv')
+    assert 'fused (stock heads)' in run_tool(*command).ended_well().stdout
+    rows = read_rows(tmp_path / 'rows.csv')
+    assert [row['config'] for row in rows] == [str(config), f'{config} (stock heads)']
+    assert rows[0]['options'] == 'train_dataloader.batch_size=2'
+
+
 def test_a_missing_config(run_tool, tmp_path):
     message = run_tool(tmp_path, 'benchmark_training.py', 'zzzzz').error()
     assert message.startswith('config zzzzz does not exist; give a path')
