@@ -167,6 +167,7 @@ def test_import_changes_no_other_package(tmp_path):
         after = snapshot()
         changed = {name for name in names if after[name] != names[name]}
         own = (
+            'torch.fx._symbolic_trace._wrapped_fns_to_patch',  # fx.wrap of a function of ours
             'torch.library.', 'torch.ops.', 'torch.jit._builtins.',  # the op
             'torch._weights_only_unpickler._marked_safe_globals_set',  # by behaviour() above
             'timm.models._registry.',

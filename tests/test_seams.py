@@ -118,7 +118,7 @@ def test_a_hierarchical_backbone(tmp_path):
         model = MODELS.build(config.model)
         wrapper = dict(config.optim_wrapper, type='OptimWrapper')
         wrapper['optimizer'] = dict(type='AdamW', lr=1.0)
-        wrapper.pop('dtype')
+        del wrapper['dtype'], wrapper['loss_scale']
         groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
     assert {group['lr'] for group in groups} == {0.125, 0.25, 0.5, 1.0}
     check_model(model)

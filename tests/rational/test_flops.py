@@ -22,7 +22,7 @@ def count(function) -> int:
 
 @pytest.mark.parametrize(('frozen', 'backward'), [(False, GRAD_X + TERMS), (True, GRAD_X)])
 def test_forward_and_backward(frozen, backward):
-    layer = GroupRational().requires_grad_(not frozen)
+    layer = GroupRational(channel_dim=-1).requires_grad_(not frozen)
     x = torch.randn(X, requires_grad=True)
     assert count(lambda: layer(x)) == 160 * FORWARD
     assert count(lambda: layer(x).sum().backward()) == 160 * (FORWARD + backward)
@@ -30,7 +30,7 @@ def test_forward_and_backward(frozen, backward):
 
 def test_layer_norm_and_rational_in_one():
     """As much as the two ops apart, of which torch counts the second."""
-    norm, layer = nn.LayerNorm(16), GroupRational()
+    norm, layer = nn.LayerNorm(16), GroupRational(channel_dim=-1)
     inputs = norm.weight, norm.bias, layer.numerator, layer.denominator
     x = torch.randn(X, requires_grad=True)
     fused = torch.ops.kat_mm.layer_norm_rational

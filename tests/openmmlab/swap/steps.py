@@ -116,6 +116,7 @@ def train(model, config):
     dtype = getattr(torch, wrapper_config.pop('dtype', 'float32'))
     if COMPILED:
         dtype = torch.float32  # a compiled mmcv's nms for the CPU takes no other scores
+    wrapper_config.pop('loss_scale', None)
     wrapper_config.type = 'OptimWrapper'  # mm has mixed precision for GPUs alone
     wrapper = build_optim_wrapper(model, wrapper_config)
     hub = MessageHub.get_current_instance()  # some losses change in the course of training
