@@ -1,9 +1,9 @@
 // CUDA kernels of kat_mm::upsample_bilinear and its backward, in any floating dtype.
 //
-// Forward, a thread writes kVector adjacent pixels of each of kPlanes planes, whose places and weights
-// are the same; where channels are last in memory, it writes some channels of one pixel. Backward, a
-// thread has one place of the input and gathers the pixels that sample it, in a fixed order, where
-// torch's kernel adds each pixel to four places by atomics.
+// Forward, a thread writes kVector adjacent pixels of each of kPlanes planes, whose places and
+// weights are the same; where channels are last in memory, it writes some channels of one pixel.
+// Backward, a thread has one place of the input and gathers the pixels that sample it, in a fixed
+// order, where torch's kernel adds each pixel to four places by atomics.
 #include "resize.cuh"
 
 namespace kat_mm {
@@ -40,8 +40,7 @@ __global__ void __launch_bounds__(kThreads)
       const T top = a + h[i].weight * (b - a), bottom = c + h[i].weight * (d - c);
       values[i] = top + v.weight * (bottom - top);
     }
-    store<S, kVector>(output, (plane * y.out + row) * columns + column,
-                      narrow<S, kVector>(values));
+    store<S, kVector>(output, (plane * y.out + row) * columns + column, narrow<S, kVector>(values));
   }
 }
 
@@ -181,20 +180,20 @@ Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool 
       using S = decltype(s);
       using T = decltype(t);
       const int64_t vectors = output.numel() / kChannels<S>;
-      forward_last_kernel<S, T, kChannels<S>>
-          <<<grid_size(ceil_divide(vectors, kThreads)), kThreads, 0,
-             current_stream(input.get_device())>>>(
-              static_cast<const S*>(input.data_ptr()), static_cast<S*>(output.data_ptr()), vectors,
-              static_cast<int>(input.size(1) / kChannels<S>),
-              Side<T>(input.size(2), height, align_corners),
-              Side<T>(input.size(3), width, align_corners));
+      forward_last_kernel<S, T, kChannels<S>><<<grid_size(ceil_divide(vectors, kThreads)), kThreads,
+                                                0, current_stream(input.get_device())>>>(
+          static_cast<const S*>(input.data_ptr()), static_cast<S*>(output.data_ptr()), vectors,
+          static_cast<int>(input.size(1) / kChannels<S>),
+          Side<T>(input.size(2), height, align_corners),
+          Side<T>(input.size(3), width, align_corners));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
     return output;
   }
   input = make_contiguous(input);
   const int64_t planes = input.size(0) * input.size(1);
-  Tensor output = empty<4>({input.size(0), input.size(1), height, width}, input.scalar_type(), input);
+  Tensor output =
+      empty<4>({input.size(0), input.size(1), height, width}, input.scalar_type(), input);
   dispatch_planes(input.scalar_type(), [&](auto s, auto t) {
     using S = decltype(s);
     using T = decltype(t);
@@ -228,20 +227,20 @@ Tensor upsample_bilinear_backward_cuda(Tensor grad, int64_t height, int64_t widt
       using S = decltype(s);
       using T = decltype(t);
       const int64_t vectors = grad_input.numel() / kChannels<S>;
-      backward_last_kernel<S, T, kChannels<S>>
-          <<<grid_size(ceil_divide(vectors, kThreads)), kThreads, 0,
-             current_stream(grad.get_device())>>>(
-              static_cast<const S*>(grad.data_ptr()), static_cast<S*>(grad_input.data_ptr()),
-              vectors, static_cast<int>(grad.size(1) / kChannels<S>),
-              Side<T>(height, grad.size(2), align_corners),
-              Side<T>(width, grad.size(3), align_corners));
+      backward_last_kernel<S, T, kChannels<S>><<<grid_size(ceil_divide(vectors, kThreads)),
+                                                 kThreads, 0, current_stream(grad.get_device())>>>(
+          static_cast<const S*>(grad.data_ptr()), static_cast<S*>(grad_input.data_ptr()), vectors,
+          static_cast<int>(grad.size(1) / kChannels<S>),
+          Side<T>(height, grad.size(2), align_corners),
+          Side<T>(width, grad.size(3), align_corners));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
     return grad_input;
   }
   grad = make_contiguous(grad);
   const int64_t planes = grad.size(0) * grad.size(1);
-  Tensor grad_input = empty<4>({grad.size(0), grad.size(1), height, width}, grad.scalar_type(), grad);
+  Tensor grad_input =
+      empty<4>({grad.size(0), grad.size(1), height, width}, grad.scalar_type(), grad);
   dispatch_planes(grad.scalar_type(), [&](auto s, auto t) {
     using S = decltype(s);
     using T = decltype(t);

@@ -1,9 +1,10 @@
-// CUDA kernels of kat_mm::upsample_cross_entropy and its backward: bilinear resizing of logits, cross
-// entropy and accuracy, without the resized logits.
+// CUDA kernels of kat_mm::upsample_cross_entropy and its backward: bilinear resizing of logits,
+// cross entropy and accuracy, without the resized logits.
 //
 // Forward, a thread has one pixel of the labels and goes through the classes, which it interpolates
-// from four logits each. Backward, a thread has one place of the logits and kClasses of their classes,
-// and goes through the pixels that sample it: sums are gathered in a fixed order, without atomics.
+// from four logits each. Backward, a thread has one place of the logits and kClasses of their
+// classes, and goes through the pixels that sample it: sums are gathered in a fixed order, without
+// atomics.
 #include "reduce.cuh"
 #include "resize.cuh"
 
@@ -13,7 +14,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBackwardThreads = 128;
 constexpr int kClasses = 8;  // at a time
-constexpr int kTerms = 4;    // the loss, the weight of its pixels, how many there are, how many right
+constexpr int kTerms = 4;  // the loss, the weight of its pixels, how many there are, how many right
 
 // Within an image they are small enough for 32 bits.
 struct Strides {
@@ -40,8 +41,8 @@ __device__ __forceinline__ T blend(T a, T b, T weight) {
   return a + weight * (b - a);
 }
 
-// Writes for each pixel the logarithm of its partition function less that of its class weight, which
-// is infinite for pixels that don't count, and the sums of each block.
+// Writes for each pixel the logarithm of its partition function less that of its class weight,
+// which is infinite for pixels that don't count, and the sums of each block.
 template <typename S, typename T>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const S* __restrict__ logits, const int64_t* __restrict__ labels,
@@ -159,7 +160,8 @@ __global__ void __launch_bounds__(kBackwardThreads)
 #pragma unroll 1
     for (int py = y_ends[below]; py < y_ends[below + 1]; ++py) {
       const Sample<T> y = p.y.at(py);
-      const T y_weight = (y.first == row ? 1 - y.weight : T(0)) + (y.second == row ? y.weight : T(0));
+      const T y_weight =
+          (y.first == row ? 1 - y.weight : T(0)) + (y.second == row ? y.weight : T(0));
       const int64_t line = pixel_base + int64_t{py} * p.x.out;
 #pragma unroll
       for (int right = 0; right < 2; ++right) {
@@ -268,8 +270,8 @@ std::tuple<Tensor, Tensor, Tensor> upsample_cross_entropy_cuda(Tensor logits, Te
   const int64_t blocks = ceil_divide(labels.numel(), kThreads);
   Tensor loss = empty<0>({}, compute_dtype(logits), logits);
   Tensor statistics = empty<1>({kTerms - 1}, ScalarType::Double, logits);
-  Tensor partition = empty<3>({labels.size(0), labels.size(1), labels.size(2)},
-                              compute_dtype(logits), logits);
+  Tensor partition =
+      empty<3>({labels.size(0), labels.size(1), labels.size(2)}, compute_dtype(logits), logits);
   Tensor partials = empty<2>({blocks, kTerms}, ScalarType::Double, logits);
   const cudaStream_t stream = current_stream(logits.get_device());
   dispatch_logits(logits.scalar_type(), [&](auto s, auto t) {
@@ -282,9 +284,8 @@ std::tuple<Tensor, Tensor, Tensor> upsample_cross_entropy_cuda(Tensor logits, Te
           describe<T>(logits, labels, ignore_index, align_corners));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    reduce_kernel<T><<<1, kThreads, 0, stream>>>(data<double>(partials), blocks,
-                                                 mutable_data<T>(loss),
-                                                 mutable_data<double>(statistics));
+    reduce_kernel<T><<<1, kThreads, 0, stream>>>(
+        data<double>(partials), blocks, mutable_data<T>(loss), mutable_data<double>(statistics));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {loss, statistics, partition};
@@ -321,8 +322,7 @@ Tensor upsample_cross_entropy_backward_cuda(Tensor grad, Tensor logits, Tensor l
     backward_kernel<S, T><<<grid, kBackwardThreads, 0, current_stream(logits.get_device())>>>(
         data<T>(grad), data<S>(logits), data<int64_t>(labels),
         class_weight ? data<T>(*class_weight) : nullptr, data<T>(partition),
-        mutable_data<S>(grad_logits),
-        describe<T>(logits, labels, ignore_index, align_corners));
+        mutable_data<S>(grad_logits), describe<T>(logits, labels, ignore_index, align_corners));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return grad_logits;
