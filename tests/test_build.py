@@ -152,9 +152,8 @@ def test_source_distribution(tmp_path):
 
 @pytest.mark.parametrize('venv', ['/my venv', 'two words/venv'])
 def test_make_refuses_spaces(venv):
-    result = subprocess.run(
-        ['make', '-n', 'demo', f'VENV={venv}'], cwd=ROOT, capture_output=True, text=True
-    )
+    command = ['make', '--no-print-directory', '-n', 'demo', f'VENV={venv}']
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert f'*** VENV is "{venv}": make takes no path with spaces' in result.stderr
     assert not result.stdout
