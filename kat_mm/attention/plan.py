@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..arithmetic import ceil_div
 from ..checks import check_indices, check_int
 from ..errors import ConfigError
 from ..registry import ATTENTIONS, Config
@@ -42,7 +43,7 @@ def plan_attention(attention: Config, depth: int) -> Plan:
     window_size = check_int('attention.window_size', options.get('window_size', 0), 0)
     blocks = options.get('global_blocks')
     if blocks is None:
-        blocks = {-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
+        blocks = {ceil_div(depth * quarter, 4) - 1 for quarter in (1, 2, 3, 4)}
     blocks = check_indices('attention.global_blocks', blocks, depth, 'blocks')
     global_attention = options.get('global_attention')
     if global_attention is not None and not window_size:

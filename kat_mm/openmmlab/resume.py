@@ -15,6 +15,7 @@ from . import config_checks
 from .compat.load_from import WRAPPER_NAMES
 from .configs import type_name
 from .hooks.checkpoint import latest_checkpoint
+from .settings import leaves
 
 # Settings whose values mmengine restores from the checkpoint, whatever the config says now.
 RESTORED = ('param_scheduler', 'optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg')
@@ -61,7 +62,7 @@ def check_settings(config: Config, content: Mapping, path: str) -> None:
                 f'checkpoint {path} cannot be resumed with another {name}, now {kinds[1]} and '
                 f'{kinds[0]} then; {way_out}'
             )
-    before, now = dict(_leaves(old)), dict(_leaves(new))
+    before, now = dict(leaves(old)), dict(leaves(new))
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     ignored = [k for k in changed if k.startswith(RESTORED)]
     if old and ignored:
@@ -166,17 +167,6 @@ def _group_differences(saved: Mapping, optimizer) -> Iterator[str]:
                         f'its optimizer has a state of shape {tuple(value.shape)} for a parameter '
                         f'of shape {tuple(parameter.shape)}'
                     )
-
-
-def _leaves(node: object, place: str = '') -> Iterator[tuple[str, object]]:
-    """Yields what is no dict or list in some settings, with its dotted key."""
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        inner = f'{place}.{key}' if place else str(key)
-        if isinstance(value, dict | list):
-            yield from _leaves(value, inner)
-        else:
-            yield inner, value
 
 
 def _settings(text: str) -> dict:

@@ -323,7 +323,7 @@ def _warn_of_variable(config: Config, key: str, value: object) -> None:
     if key in READ_BY_NAME or key in inspect.signature(Runner).parameters:
         return
     old = config[key]
-    places = [place for place, found in _leaves(config._cfg_dict) if found == old and '.' in place]
+    places = [place for place, found in leaves(config._cfg_dict) if found == old and '.' in place]
     if isinstance(old, str | int | float) and places and not isinstance(old, bool):
         shown = ', '.join(f'{place}={value}' for place in places[:4])
         print_log(
@@ -333,12 +333,12 @@ def _warn_of_variable(config: Config, key: str, value: object) -> None:
         )
 
 
-def _leaves(node: object, place: str = '') -> Iterator[tuple[str, object]]:
-    """Yields all that is no dict or list in a config, with its dotted key."""
+def leaves(node: object, place: str = '') -> Iterator[tuple[str, object]]:
+    """Yields all that is no dict or list in settings, with its dotted key."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
         inner = f'{place}.{key}' if place else str(key)
         if isinstance(value, dict | list):
-            yield from _leaves(value, inner)
+            yield from leaves(value, inner)
         else:
             yield inner, value
