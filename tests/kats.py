@@ -1,4 +1,4 @@
-"""A small KAT of timm with drawn weights, and the layouts that published ones are saved in."""
+"""Small KATs with drawn weights, and the layouts that published ones are saved in."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,15 @@ def published(**kwargs):
     model = timm.create_model(NAME, **{**SIZES, 'num_classes': 5, **kwargs}).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def randomise(model):
+    """Moves all parameters, so that nothing passes by being zero or the identity."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
     return model
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kats import randomise
 
 from kat_mm.errors import ConfigError
 from kat_mm.models import ARCHS, KAT
@@ -21,15 +22,6 @@ PUBLISHED_PARAMETERS = {'tiny': 5_718_328, 'small': 22_051_576, 'base': 86_568_5
 def small(**kwargs):
     torch.manual_seed(0)
     return KAT(**{'arch': SMALL, 'img_size': 64, **kwargs})
-
-
-def randomise(model):
-    """Moves all parameters, so that nothing passes by being zero or the identity."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
 
 
 @pytest.mark.parametrize('arch', [*list(ARCHS)[:-1], pytest.param('base', marks=pytest.mark.slow)])

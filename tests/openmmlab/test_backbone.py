@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from kats import randomise
 from mmengine.registry import MODELS
 
 from kat_mm import models
@@ -19,15 +20,6 @@ SMALL = {'embed_dims': 48, 'num_layers': 4, 'num_heads': 3, 'feedforward_channel
 def small(**kwargs):
     torch.manual_seed(0)
     return KAT(**{'arch': SMALL, 'img_size': 64, **kwargs})
-
-
-def randomise(model):
-    """Moves all parameters, so that nothing passes by being zero or the identity."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
 
 
 def test_registered_in_the_root_registry():
