@@ -29,7 +29,7 @@ CUDA_SOURCES = [
     f'ops/cuda/{stem}.cu'
     for stem in ('rational', 'layer_norm_rational', 'upsample_bilinear', 'upsample_cross_entropy')
 ]
-HEADERS = ['ops/rational.h', 'ops/tensors.h']
+HEADERS = ['ops/check.h', 'ops/rational.h', 'ops/tensors.h']
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX

@@ -157,3 +157,33 @@ def test_make_refuses_spaces(venv):
     assert result.returncode == 2
     assert f'*** VENV is "{venv}": make takes no path with spaces' in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+def test_errors_where_each_library_has_a_runtime_of_its_own(tmp_path):
+    """As some compilers link libstdc++, which an exception then cannot leave."""
+    for name in ('setup.py', 'ops', 'kat_mm'):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for library in (tmp_path / 'kat_mm').glob('_C_*'):
+        library.unlink()
+    environment = {**os.environ, 'CUDA_HOME': str(tmp_path), 'CXX': 'g++ -static-libstdc++'}
+    call = """import torch
+from kat_mm.rational.op import compiled_devices
+assert 'cpu' in compiled_devices()
+try:
+    torch.ops.kat_mm.rational(torch.zeros(4, 12), torch.zeros(1, 6), torch.zeros(8, 4))
+except RuntimeError as error:
+    print(error)
+"""
+    for command in (['setup.py', '-q', 'build_ext', '--inplace'], ['-W', 'ignore', '-c', call]):
+        run = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**environment, 'PYTHONPATH': str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert not run.returncode, run.stderr
+    assert run.stdout.strip() == 'rational: 12 channels cannot be divided into 8 groups'

@@ -142,7 +142,7 @@ void dispatch_planes(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Half) return f(__half{}, float{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{}, float{});
   if (dtype == ScalarType::Double) return f(double{}, double{});
-  STD_TORCH_CHECK(false, "upsample_bilinear: the input must be of a floating dtype");
+  KAT_MM_CHECK(false, "upsample_bilinear: the input must be of a floating dtype");
 }
 
 // Whether channels are last in memory, in vectors that a thread takes.
@@ -165,14 +165,14 @@ constexpr int kChannels = sizeof(S) == 8 ? 2 : 4;
 
 dim3 grid_of(int64_t pixels, int64_t planes) {
   const int64_t rows = ceil_divide(planes, kPlanes);
-  STD_TORCH_CHECK(rows < 65536, "upsample_bilinear: ", planes, " planes are more than ",
-                  65535 * kPlanes);
+  KAT_MM_CHECK(rows < 65536, "upsample_bilinear: ", planes, " planes are more than ",
+               65535 * kPlanes);
   return dim3(grid_size(ceil_divide(pixels, kThreads)), static_cast<unsigned>(rows));
 }
 
 Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool align_corners) {
-  STD_TORCH_CHECK(input.dim() == 4 && height > 0 && width > 0 && input.numel() > 0,
-                  "upsample_bilinear: the input must be [B, C, h, w], and sizes above 0");
+  KAT_MM_CHECK(input.dim() == 4 && height > 0 && width > 0 && input.numel() > 0,
+               "upsample_bilinear: the input must be [B, C, h, w], and sizes above 0");
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   if (has_channels_last(input, 4)) {
     Tensor output = empty_channels_last(input.size(0), input.size(1), height, width, input);
@@ -218,8 +218,8 @@ Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool 
 
 Tensor upsample_bilinear_backward_cuda(Tensor grad, int64_t height, int64_t width,
                                        bool align_corners) {
-  STD_TORCH_CHECK(grad.dim() == 4 && height > 0 && width > 0 && grad.numel() > 0,
-                  "upsample_bilinear_backward: grad must be [B, C, H, W], and sizes above 0");
+  KAT_MM_CHECK(grad.dim() == 4 && height > 0 && width > 0 && grad.numel() > 0,
+               "upsample_bilinear_backward: grad must be [B, C, H, W], and sizes above 0");
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   if (has_channels_last(grad, 4)) {
     Tensor grad_input = empty_channels_last(grad.size(0), grad.size(1), height, width, grad);
