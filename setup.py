@@ -25,11 +25,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
-CUDA_SOURCES = [
-    f'ops/cuda/{stem}.cu'
-    for stem in ('rational', 'layer_norm_rational', 'upsample_bilinear', 'upsample_cross_entropy')
-]
-HEADERS = ['ops/check.h', 'ops/rational.h', 'ops/tensors.h']
+CUDA_SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('ops/cuda/*.cu'))
+HEADERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('ops/**/*.*h'))
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
@@ -119,7 +116,7 @@ def extensions() -> list:
         cpp_extension.CppExtension(
             f'kat_mm._C_cpu_{MARK}',
             ['ops/cpu/rational.cpp'],
-            depends=[*HEADERS, 'ops/cpu/convert.h'],
+            depends=HEADERS,
             extra_compile_args={'cxx': CXX_FLAGS},
             py_limited_api=True,
         )
@@ -147,7 +144,7 @@ def cuda_extension(cuda_home: str):
         f'kat_mm._C_cuda_{MARK}',
         CUDA_SOURCES,
         library_dirs=cuda_library_dirs(cuda_home),
-        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in ('launch', 'reduce', 'resize'))],
+        depends=HEADERS,
         extra_compile_args={
             'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
             # Several architectures are compiled at a time, one for each core.
