@@ -27,9 +27,17 @@ ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
 CUDA_SOURCES = [
     f'ops/cuda/{stem}.cu'
-    for stem in ('rational', 'layer_norm_rational', 'upsample_bilinear', 'upsample_cross_entropy')
+    for stem in (
+        'rational',
+        'layer_norm_rational',
+        'upsample_bilinear',
+        'upsample_cross_entropy',
+        'roi_align',
+        'roi_align_backward',
+    )
 ]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']
+CUDA_HEADERS = ('launch', 'reduce', 'resize', 'roi_align')
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
@@ -147,7 +155,7 @@ def cuda_extension(cuda_home: str):
         f'kat_mm._C_cuda_{MARK}',
         CUDA_SOURCES,
         library_dirs=cuda_library_dirs(cuda_home),
-        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in ('launch', 'reduce', 'resize'))],
+        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in CUDA_HEADERS)],
         extra_compile_args={
             'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
             # Several architectures are compiled at a time, one for each core.

@@ -38,6 +38,15 @@ SCHEMAS = {
         '(Tensor grad, Tensor logits, Tensor labels, Tensor partition, Tensor? class_weight, '
         'int ignore_index, bool align_corners) -> Tensor'
     ),
+    'multilevel_roi_align': (
+        '(Tensor[] maps, Tensor rois, Tensor? levels, float finest_scale, int[] output_size, '
+        'float[] scales, int sampling_ratio=0, bool aligned=True, bool channels_last=False) '
+        '-> Tensor'
+    ),
+    'multilevel_roi_align_backward': (
+        '(Tensor grad, Tensor rois, Tensor? levels, int[] sizes, float finest_scale, '
+        'float[] scales, int sampling_ratio, bool aligned) -> Tensor[]'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1
