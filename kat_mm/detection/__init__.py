@@ -1,0 +1,10 @@
+"""The steps of detectors between their layers, for a whole batch at once. Takes torch alone.
+
+None of them waits for the GPU: what differs between images, such as how many boxes there are, is
+padded and told by counts or masks.
+"""
+
+from .max_iou import assign
+from .sampling import sample
+
+__all__ = ['assign', 'sample']
