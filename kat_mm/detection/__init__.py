@@ -1,5 +1,11 @@
-"""What keeps detectors fast and reproducible. Takes torch alone."""
+"""The steps of detectors between their layers, for a whole batch at once. Takes torch alone.
 
+None of them waits for the GPU: what differs between images, such as how many boxes there are, is
+padded and told by counts or masks.
+"""
+
+from .max_iou import assign
 from .roi_align import multilevel_roi_align
+from .sampling import sample
 
-__all__ = ['multilevel_roi_align']
+__all__ = ['assign', 'multilevel_roi_align', 'sample']

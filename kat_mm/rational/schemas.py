@@ -47,6 +47,15 @@ SCHEMAS = {
         '(Tensor grad, Tensor rois, Tensor? levels, int[] sizes, float finest_scale, '
         'float[] scales, int sampling_ratio, bool aligned) -> Tensor[]'
     ),
+    'nms': (
+        '(Tensor boxes, Tensor order, Tensor? valid, float iou_threshold, int max_keep) '
+        '-> (Tensor, Tensor)'
+    ),
+    'max_iou_assign': (
+        '(Tensor boxes, Tensor? valid, Tensor gt_boxes, Tensor gt_counts, float pos_iou, '
+        'float neg_low, float neg_high, float min_pos_iou, bool match_low_quality, '
+        'bool gt_max_assign_all) -> (Tensor, Tensor)'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1
