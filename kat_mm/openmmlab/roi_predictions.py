@@ -1,0 +1,122 @@
+"""Detections of mmdet's box heads for a whole batch: decoding and suppression by class.
+
+The results are those of BBoxHead.predict_by_feat, in their order. The host waits once, for how many
+detections each image has.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ..detection import box_deltas, nms
+
+
+def takes_predictions(head: BBoxHead, cfg: dict | None) -> bool:
+    """Returns whether `predict_boxes` computes what a head does with such a test_cfg."""
+    own = ('predict_by_feat', '_predict_by_feat_single')
+    suppression = (cfg or {}).get('nms') or {}
+    return (
+        cfg is not None
+        and all(getattr(type(head), name) is getattr(BBoxHead, name) for name in own)
+        and head.with_cls
+        and head.with_reg
+        and not (head.custom_cls_channels or head.custom_activation)
+        and not head.bbox_coder.add_ctr_clamp
+        and suppression.get('type', 'nms') == 'nms'
+        and set(suppression) <= {'type', 'iou_threshold', 'split_thr'}
+        and 'iou_threshold' in suppression
+        and cfg.get('max_per_img', -1) > 0
+    )
+
+
+def predict_boxes(
+    head: BBoxHead,
+    boxes: Tensor,
+    is_box: Tensor,
+    cls_score: Tensor,
+    bbox_pred: Tensor,
+    metas: Sequence[dict],
+    cfg: dict,
+    rescale: bool,
+) -> list[InstanceData]:
+    """Returns each image's detections, with `bboxes`, `scores` and `labels`, by falling score.
+
+    Args:
+        boxes: [B, K, 4], padded proposals.
+        is_box: [B, K], which of them are not padding.
+        cls_score: [B * K, classes + 1], logits.
+        bbox_pred: [B * K, 4 or 4 * classes], deltas.
+        metas: of each image, with `img_shape`, and `scale_factor` where boxes are rescaled.
+        cfg: the test_cfg of an RoI head.
+        rescale: whether boxes are to be in pixels of the original image.
+    """
+    batch, count = is_box.shape
+    classes = head.num_classes
+    scores = cls_score.softmax(-1)[:, :-1].view(batch, count, classes)
+    decoded = _decode(head, boxes, bbox_pred, metas, rescale).expand(-1, -1, classes, -1)
+    valid = (scores > cfg['score_thr']) & is_box[..., None]
+
+    # mmcv moves the boxes of each class to a place of their own before it takes overlaps. That
+    # moves them in fp32, so it is done here as well, though each class is by itself anyway.
+    largest = decoded.masked_fill(~valid[..., None], -torch.inf).amax((1, 2, 3), keepdim=True)
+    offsets = torch.arange(classes, device=boxes.device)[:, None] * (largest + 1)
+    moved = torch.where(valid[..., None], decoded + offsets, 0)
+    most = min(cfg['max_per_img'], count)
+    kept, counts = nms(
+        moved.transpose(1, 2).flatten(0, 1),
+        scores.transpose(1, 2).flatten(0, 1),
+        cfg['nms']['iou_threshold'],
+        valid.transpose(1, 2).flatten(0, 1),
+        most,
+    )
+    is_kept = (torch.arange(most, device=boxes.device) < counts[:, None]).view(batch, -1)
+    labels = torch.arange(classes, device=boxes.device)[:, None].expand(classes, most).flatten()
+    indices = kept.view(batch, -1) * classes + labels  # into [count, classes]
+
+    # By falling score, and those of equal scores by their indices.
+    last = count * classes
+    indices = torch.where(is_kept, indices, last).sort(1).values
+    is_kept, indices = indices < last, indices.clamp(max=last - 1)
+    kept_scores = scores.flatten(1).gather(1, indices).masked_fill(~is_kept, -1)
+    kept_scores, order = kept_scores.sort(1, descending=True, stable=True)
+    kept_scores, indices = (
+        kept_scores[:, : cfg['max_per_img']],
+        indices.gather(1, order)[:, : cfg['max_per_img']],
+    )
+    kept_boxes = decoded.flatten(1, 2).gather(1, indices[..., None].expand(-1, -1, 4))
+    kept_labels = indices % classes
+    numbers = is_kept.sum(1).clamp(max=cfg['max_per_img']).tolist()
+    return [
+        InstanceData(
+            bboxes=kept_boxes[i, :n], scores=kept_scores[i, :n], labels=kept_labels[i, :n]
+        )
+        for i, n in enumerate(numbers)
+    ]
+
+
+def _decode(
+    head: BBoxHead, boxes: Tensor, bbox_pred: Tensor, metas: Sequence[dict], rescale: bool
+) -> Tensor:
+    """Returns boxes [B, K, 1 or classes, 4]."""
+    coder = head.bbox_coder
+    limits = None
+    if coder.clip_border:
+        sizes = [(w, h, w, h) for h, w, *_ in (meta['img_shape'] for meta in metas)]
+        limits = _to_device(sizes, boxes)[:, None, None]
+    deltas = bbox_pred.view(*boxes.shape[:2], -1, 4)
+    decoded = box_deltas.decode(boxes[:, :, None], deltas, coder.means, coder.stds, limits)
+    if rescale:
+        factors = [[1 / s for s in meta['scale_factor']] * 2 for meta in metas]
+        decoded = decoded * _to_device(factors, boxes)[:, None, None]
+    return decoded
+
+
+def _to_device(rows: list, like: Tensor) -> Tensor:
+    """Copies rows of numbers to a device without waiting for it."""
+    values = torch.tensor(rows, dtype=torch.float32)
+    if like.is_cuda:
+        values = values.pin_memory()
+    return values.to(like.device, non_blocking=True)
