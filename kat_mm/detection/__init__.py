@@ -5,6 +5,7 @@ padded and told by counts or masks.
 """
 
 from .max_iou import assign
+from .nms import nms
 from .sampling import sample
 
-__all__ = ['assign', 'sample']
+__all__ = ['assign', 'nms', 'sample']
