@@ -34,6 +34,8 @@ CUDA_SOURCES = [
         'upsample_cross_entropy',
         'roi_align',
         'roi_align_backward',
+        'nms',
+        'max_iou',
     )
 ]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']

@@ -5,7 +5,8 @@ padded and told by counts or masks.
 """
 
 from .max_iou import assign
+from .nms import nms
 from .roi_align import multilevel_roi_align
 from .sampling import sample
 
-__all__ = ['assign', 'multilevel_roi_align', 'sample']
+__all__ = ['assign', 'multilevel_roi_align', 'nms', 'sample']
