@@ -38,6 +38,14 @@ SCHEMAS = {
         '(Tensor grad, Tensor logits, Tensor labels, Tensor partition, Tensor? class_weight, '
         'int ignore_index, bool align_corners) -> Tensor'
     ),
+    'bitmap_targets': (
+        '(Tensor starts, Tensor table, Tensor words, Tensor boxes, Tensor images, '
+        'Tensor instances, int height, int width, bool binarize=True) -> Tensor'
+    ),
+    'polygon_targets': (
+        '(Tensor starts, Tensor table, Tensor polygons, Tensor vertices, Tensor boxes, '
+        'Tensor images, Tensor instances, int height, int width) -> Tensor'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1
