@@ -7,7 +7,7 @@ brings those of a batch to a GPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import ClassVar, TypeVar
 
 import torch
@@ -177,7 +177,7 @@ def pack_crops(
         [*corner, crop.shape[1], crop.shape[0], first, *size]
         for crop, corner, first in zip(crops, corners, firsts, strict=False)
     ]
-    buffer = [torch.tensor([0, *sum(rows, [])], dtype=torch.int64), *words]
+    buffer = [torch.tensor([0, *chain(*rows)], dtype=torch.int64), *words]
     return PackedBitmaps(torch.cat(buffer), (len(rows),))
 
 
@@ -202,7 +202,7 @@ def pack_polygons(instances: Sequence[Sequence[Tensor]], size: tuple[int, int]) 
     ]
     lengths = [len(polygon) // 2 for polygon in polygons]
     places = zip([0, *accumulate(lengths)], lengths, strict=False)
-    head = torch.tensor([0, *sum(rows, []), *(x for place in places for x in place)])
+    head = torch.tensor([0, *chain(*rows), *chain(*places)])
     vertices = [polygon.to(torch.float64) for polygon in polygons]
     buffer = [
         head.to(torch.int64),
