@@ -36,6 +36,7 @@ CUDA_SOURCES = [
         'roi_align_backward',
         'nms',
         'max_iou',
+        'mask_targets',
     )
 ]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']

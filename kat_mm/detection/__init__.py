@@ -4,9 +4,32 @@ None of them waits for the GPU: what differs between images, such as how many bo
 padded and told by counts or masks.
 """
 
+from .mask_targets import mask_targets
+from .masks import (
+    PackedBitmaps,
+    PackedMasks,
+    PackedPolygons,
+    cat_masks,
+    pack_bitmaps,
+    pack_crops,
+    pack_polygons,
+)
 from .max_iou import assign
 from .nms import nms
 from .roi_align import multilevel_roi_align
 from .sampling import sample
 
-__all__ = ['assign', 'multilevel_roi_align', 'nms', 'sample']
+__all__ = [
+    'PackedBitmaps',
+    'PackedMasks',
+    'PackedPolygons',
+    'assign',
+    'cat_masks',
+    'mask_targets',
+    'multilevel_roi_align',
+    'nms',
+    'pack_bitmaps',
+    'pack_crops',
+    'pack_polygons',
+    'sample',
+]

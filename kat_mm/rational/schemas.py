@@ -56,6 +56,14 @@ SCHEMAS = {
         'float neg_low, float neg_high, float min_pos_iou, bool match_low_quality, '
         'bool gt_max_assign_all) -> (Tensor, Tensor)'
     ),
+    'bitmap_targets': (
+        '(Tensor starts, Tensor table, Tensor words, Tensor boxes, Tensor images, '
+        'Tensor instances, int height, int width, bool binarize=True) -> Tensor'
+    ),
+    'polygon_targets': (
+        '(Tensor starts, Tensor table, Tensor polygons, Tensor vertices, Tensor boxes, '
+        'Tensor images, Tensor instances, int height, int width) -> Tensor'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1
