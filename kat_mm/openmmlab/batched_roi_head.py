@@ -186,10 +186,10 @@ class BatchedRoIHead(StandardRoIHead):
     def predict_bbox(
         self, x, batch_img_metas, rpn_results_list, rcnn_test_cfg, rescale=False
     ) -> list:
-        if not takes_predictions(self.bbox_head, rcnn_test_cfg):
+        boxes, counts = padded_proposals(rpn_results_list, x[0].device)
+        if not takes_predictions(self.bbox_head, rcnn_test_cfg) or not boxes.shape[1]:
             arguments = x, batch_img_metas, rpn_results_list, rcnn_test_cfg, rescale
             return super().predict_bbox(*arguments)
-        boxes, counts = padded_proposals(rpn_results_list, x[0].device)
         places = torch.arange(boxes.shape[1], device=boxes.device)
         images = torch.arange(len(boxes), device=boxes.device)[:, None]
         is_box = places < counts[:, None]

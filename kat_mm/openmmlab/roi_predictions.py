@@ -81,11 +81,9 @@ def predict_boxes(
     indices = torch.where(is_kept, indices, last).sort(1).values
     is_kept, indices = indices < last, indices.clamp(max=last - 1)
     kept_scores = scores.flatten(1).gather(1, indices).masked_fill(~is_kept, -1)
-    kept_scores, order = kept_scores.sort(1, descending=True, stable=True)
-    kept_scores, indices = (
-        kept_scores[:, : cfg['max_per_img']],
-        indices.gather(1, order)[:, : cfg['max_per_img']],
-    )
+    kept_scores, order = kept_scores.sort(dim=1, descending=True, stable=True)
+    kept_scores = kept_scores[:, : cfg['max_per_img']]
+    indices = indices.gather(1, order[:, : cfg['max_per_img']])
     kept_boxes = decoded.flatten(1, 2).gather(1, indices[..., None].expand(-1, -1, 4))
     kept_labels = indices % classes
     numbers = is_kept.sum(1).clamp(max=cfg['max_per_img']).tolist()
