@@ -34,6 +34,7 @@ CUDA_SOURCES = [
         'upsample_cross_entropy',
         'roi_align',
         'roi_align_backward',
+        'paste_masks',
         'nms',
         'max_iou',
         'mask_targets',

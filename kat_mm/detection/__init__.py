@@ -16,6 +16,7 @@ from .masks import (
 )
 from .max_iou import assign
 from .nms import nms
+from .paste_masks import paste_masks
 from .roi_align import multilevel_roi_align
 from .sampling import sample
 
@@ -31,5 +32,6 @@ __all__ = [
     'pack_bitmaps',
     'pack_crops',
     'pack_polygons',
+    'paste_masks',
     'sample',
 ]

@@ -115,9 +115,9 @@ def _fake(
     finest_scale,
     output_size,
     scales,
-    sampling_ratio=0,
-    aligned=True,
-    channels_last=False,
+    sampling_ratio,
+    aligned,
+    channels_last,
 ):
     features = maps[0].new_empty(rois.shape[0], maps[0].shape[1], *output_size)
     return features.contiguous(memory_format=_layout(channels_last))

@@ -20,9 +20,9 @@ def multilevel_roi_align_reference(
     finest_scale: float,
     output_size: Sequence[int],
     scales: Sequence[float],
-    sampling_ratio: int = 0,
-    aligned: bool = True,
-    channels_last: bool = False,
+    sampling_ratio: int,
+    aligned: bool,
+    channels_last: bool,
 ) -> Tensor:
     """Computes kat_mm::multilevel_roi_align level by level."""
     features = maps[0].new_zeros(len(rois), maps[0].shape[1], *output_size)

@@ -15,6 +15,7 @@ from mmdet.models.task_modules.assigners import BboxOverlaps2D, MaxIoUAssigner
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.models.utils import unpack_gt_instances
+from mmdet.structures.bbox import bbox2roi
 from mmdet.structures.mask import mask_target
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from ..errors import ConfigError
 from .packed_masks import packed_masks
 from .roi_extractor import is_poolable, pool_rois
 from .roi_losses import box_losses, box_targets, takes_rows
-from .roi_predictions import predict_boxes, takes_predictions
+from .roi_predictions import paste_predictions, predict_boxes, takes_masks, takes_predictions
 from .roi_samples import RoISamples, draw_samples, padded_proposals
 
 
@@ -206,6 +207,17 @@ class BatchedRoIHead(StandardRoIHead):
             rcnn_test_cfg,
             rescale,
         )
+
+    def predict_mask(self, x, batch_img_metas, results_list, rescale=False) -> list:
+        found = sum(map(len, results_list))
+        if not found or not takes_masks(self.mask_head, self.test_cfg):
+            return super().predict_mask(x, batch_img_metas, results_list, rescale)
+        rois = bbox2roi([image.bboxes for image in results_list])
+        prediction = self._mask_forward(x, rois)['mask_preds']
+        paste_predictions(
+            self.mask_head, prediction, results_list, batch_img_metas, self.test_cfg, rescale
+        )
+        return results_list
 
 
 class _Counts:

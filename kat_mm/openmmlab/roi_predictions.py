@@ -1,17 +1,19 @@
-"""Detections of mmdet's box heads for a whole batch: decoding and suppression by class.
+"""Detections of mmdet's box and mask heads for a whole batch: suppression by class, and pasting.
 
-The results are those of BBoxHead.predict_by_feat, in their order. The host waits once, for how many
+The results are those of `predict_by_feat`, in their order. The host waits once, for how many
 detections each image has.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..detection import box_deltas, nms
+from ..detection import box_deltas, nms, paste_masks
 
 
 def takes_predictions(head: BBoxHead, cfg: dict | None) -> bool:
@@ -110,6 +112,44 @@ def _decode(
         factors = [[1 / s for s in meta['scale_factor']] * 2 for meta in metas]
         decoded = decoded * _to_device(factors, boxes)[:, None, None]
     return decoded
+
+
+def takes_masks(head: FCNMaskHead, cfg: dict) -> bool:
+    """Returns whether `paste_predictions` computes what a head does with such a test_cfg."""
+    own = ('predict_by_feat', '_predict_by_feat_single')
+    is_own = all(getattr(type(head), name, None) is getattr(FCNMaskHead, name) for name in own)
+    return is_own and cfg['mask_thr_binary'] > 0
+
+
+def paste_predictions(
+    head: FCNMaskHead,
+    mask_preds: Tensor,
+    results: Sequence[InstanceData],
+    metas: Sequence[dict],
+    cfg: dict,
+    rescale: bool,
+) -> None:
+    """Adds `masks` [N, H, W], bool, to each image's detections, and rescales their boxes.
+
+    Args:
+        mask_preds: [sum of N, 1 or classes, h, w], logits of all images.
+        metas: of each image, with `ori_shape` and `scale_factor`.
+        rescale: whether boxes and masks are to be those of the original image.
+    """
+    labels = torch.cat([image.labels for image in results])
+    if head.class_agnostic:
+        labels = torch.zeros_like(labels)
+    rows = torch.arange(len(labels), device=labels.device)
+    probabilities = mask_preds[rows, labels].sigmoid().split([len(image) for image in results])
+    factors = _to_device([[*meta['scale_factor']] * 2 for meta in metas], mask_preds)
+    for image, masks, meta, factor in zip(results, probabilities, metas, factors, strict=True):
+        height, width = meta['ori_shape'][:2]
+        if rescale:
+            image.bboxes /= factor
+        elif len(image):  # mmdet gives no masks the original size
+            factor_w, factor_h = map(float, np.float32(meta['scale_factor']))
+            height, width = round(height * factor_h), round(width * factor_w)
+        image.masks = paste_masks(masks, image.bboxes, (height, width), cfg['mask_thr_binary'])
 
 
 def _to_device(rows: list, like: Tensor) -> Tensor:

@@ -40,12 +40,15 @@ SCHEMAS = {
     ),
     'multilevel_roi_align': (
         '(Tensor[] maps, Tensor rois, Tensor? levels, float finest_scale, int[] output_size, '
-        'float[] scales, int sampling_ratio=0, bool aligned=True, bool channels_last=False) '
+        'float[] scales, int sampling_ratio, bool aligned, bool channels_last) '
         '-> Tensor'
     ),
     'multilevel_roi_align_backward': (
         '(Tensor grad, Tensor rois, Tensor? levels, int[] sizes, float finest_scale, '
         'float[] scales, int sampling_ratio, bool aligned) -> Tensor[]'
+    ),
+    'paste_masks': (
+        '(Tensor masks, Tensor boxes, int height, int width, float threshold) -> Tensor'
     ),
     'nms': (
         '(Tensor boxes, Tensor order, Tensor? valid, float iou_threshold, int max_keep) '
