@@ -36,7 +36,11 @@ def nms(
         ValueError: for shapes that do not fit, and for a negative max_keep.
     """
     shapes = [None if x is None else tuple(x.shape) for x in (boxes, scores, valid)]
-    if boxes.dim() != 3 or boxes.shape[2] != 4 or any(s not in (None, shapes[0][:2]) for s in shapes[1:]):
+    if (
+        boxes.dim() != 3
+        or boxes.shape[2] != 4
+        or any(s not in (None, shapes[0][:2]) for s in shapes[1:])
+    ):
         raise ValueError(
             'nms: boxes must be [P, N, 4], scores [P, N] and valid [P, N] or None, got '
             '{}, {} and {}'.format(*shapes)

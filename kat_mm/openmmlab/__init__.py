@@ -27,7 +27,7 @@ if find_spec('mmcv'):
 
 
 def _register_for_mmdet(_) -> None:
-    from . import batched_roi_head, instance_tta, roi_extractor  # noqa: F401
+    from . import batched_roi_head, batched_rpn, instance_tta, roi_extractor  # noqa: F401
 
 
 def _register_for_mmseg(_) -> None:
@@ -35,7 +35,7 @@ def _register_for_mmseg(_) -> None:
 
 
 when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')
-when_imported('mmdet.models', _register_for_mmdet, 'register its RoI heads and TTA with mmdet')
+when_imported('mmdet.models', _register_for_mmdet, 'register its heads and TTA with mmdet')
 
 __all__ = [
     'GRKAN',
