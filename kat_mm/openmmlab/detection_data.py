@@ -9,7 +9,7 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmengine.registry import MODELS
 
 from .data_preprocessors import BatchedImgDataPreprocessor
-from .packed_masks import PackedInstanceMasks, share_batch
+from .packed_masks import PackedInstanceMasks, on_device
 
 
 # mmdet's class leaves the images to the next one, which is the one in between.
@@ -23,5 +23,6 @@ class BatchedDetDataPreprocessor(DetDataPreprocessor, BatchedImgDataPreprocessor
             instances = [sample.get('gt_instances', {}) for sample in data['data_samples']]
             masks = [part.get('masks') for part in instances]
             if all(isinstance(part, PackedInstanceMasks) for part in masks):
-                share_batch(masks, self.device)
+                for part, copied in zip(instances, on_device(masks, self.device), strict=True):
+                    part.masks = copied
         return data

@@ -44,11 +44,17 @@ class PackedInstanceMasks(BaseInstanceMasks):
         packed: the masks, of one image.
         height: of the image, with its padding.
         width: of the image, with its padding.
+        batch: the masks of all images of a batch on the model's device, and which of them this is.
     """
 
-    def __init__(self, packed: PackedMasks, height: int, width: int):
-        self.packed, self.height, self.width = packed, height, width
-        self.batch: tuple[PackedMasks, int] | None = None  # the masks of all images, and which
+    def __init__(
+        self,
+        packed: PackedMasks,
+        height: int,
+        width: int,
+        batch: tuple[PackedMasks, int] | None = None,
+    ):
+        self.packed, self.height, self.width, self.batch = packed, height, width, batch
 
     @classmethod
     def pack(cls, masks: BaseInstanceMasks) -> 'PackedInstanceMasks':
@@ -174,11 +180,15 @@ def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> Pa
     return batch.to(device, non_blocking=True)
 
 
-def share_batch(masks: Sequence[BaseInstanceMasks], device: torch.device) -> None:
-    """Copies the packed masks of a batch to a device, for `packed_masks` to find there."""
+def on_device(
+    masks: Sequence[PackedInstanceMasks], device: torch.device
+) -> list[PackedInstanceMasks]:
+    """Copies the packed masks of a batch to a device, where `packed_masks` finds the results'."""
     batch = packed_masks(masks, device)
-    for number, part in enumerate(masks):
-        part.batch = batch, number
+    return [
+        PackedInstanceMasks(part.packed, part.height, part.width, (batch, number))
+        for number, part in enumerate(masks)
+    ]
 
 
 @TRANSFORMS.register_module()
