@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..detection import box_deltas, nms, paste_masks
+from .ground_truth import to_device
 
 
 def takes_predictions(head: BBoxHead, cfg: dict | None) -> bool:
@@ -105,12 +106,12 @@ def _decode(
     limits = None
     if coder.clip_border:
         sizes = [(w, h, w, h) for h, w, *_ in (meta['img_shape'] for meta in metas)]
-        limits = _to_device(sizes, boxes)[:, None, None]
+        limits = to_device(sizes, boxes.device)[:, None, None]
     deltas = bbox_pred.view(*boxes.shape[:2], -1, 4)
     decoded = box_deltas.decode(boxes[:, :, None], deltas, coder.means, coder.stds, limits)
     if rescale:
         factors = [[1 / s for s in meta['scale_factor']] * 2 for meta in metas]
-        decoded = decoded * _to_device(factors, boxes)[:, None, None]
+        decoded = decoded * to_device(factors, boxes.device)[:, None, None]
     return decoded
 
 
@@ -141,7 +142,7 @@ def paste_predictions(
         labels = torch.zeros_like(labels)
     rows = torch.arange(len(labels), device=labels.device)
     probabilities = mask_preds[rows, labels].sigmoid().split([len(image) for image in results])
-    factors = _to_device([[*meta['scale_factor']] * 2 for meta in metas], mask_preds)
+    factors = to_device([[*meta['scale_factor']] * 2 for meta in metas], mask_preds.device)
     for image, masks, meta, factor in zip(results, probabilities, metas, factors, strict=True):
         height, width = meta['ori_shape'][:2]
         if rescale:
@@ -150,11 +151,3 @@ def paste_predictions(
             factor_w, factor_h = map(float, np.float32(meta['scale_factor']))
             height, width = round(height * factor_h), round(width * factor_w)
         image.masks = paste_masks(masks, image.bboxes, (height, width), cfg['mask_thr_binary'])
-
-
-def _to_device(rows: list, like: Tensor) -> Tensor:
-    """Copies rows of numbers to a device without waiting for it."""
-    values = torch.tensor(rows, dtype=torch.float32)
-    if like.is_cuda:
-        values = values.pin_memory()
-    return values.to(like.device, non_blocking=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..detection import assign, sample
-from .ground_truth import padded_ground_truth
+from .ground_truth import padded_ground_truth, to_device
 
 
 @dataclass
@@ -57,10 +57,8 @@ def padded_proposals(proposals: Sequence, device: torch.device) -> tuple[Tensor,
     if hasattr(proposals, 'counts'):
         return proposals.boxes, proposals.counts
     boxes = [getattr(p.bboxes, 'tensor', p.bboxes).detach().float() for p in proposals]
-    counts = torch.tensor([len(b) for b in boxes])
-    if device.type == 'cuda':
-        counts = counts.pin_memory()
-    return pad_sequence(boxes, batch_first=True), counts.to(device, non_blocking=True)
+    counts = to_device([len(b) for b in boxes], device, torch.int64)
+    return pad_sequence(boxes, batch_first=True), counts
 
 
 def draw_samples(
