@@ -39,7 +39,7 @@ def paste_masks_reference(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float
 ) -> Tensor:
     """Computes the op in plain PyTorch, each mask where its box is."""
-    output = masks.new_full((len(masks), height, width), 0 >= threshold, dtype=torch.bool)
+    output = masks.new_full((len(masks), height, width), threshold <= 0, dtype=torch.bool)
     for mask, box, result in zip(masks, boxes, output, strict=True):
         low, high = (box[:2].floor() - 1).clamp(min=0), box[2:].ceil() + 1
         x1, y1 = low.nan_to_num(0).int().tolist()

@@ -83,8 +83,8 @@ def _check(maps, rois, levels, scales) -> None:
     fits = bool(maps) and len(maps) == len(scales)
     if not fits or any(len(s) != 4 or s[:2] != shapes[0][:2] for s in shapes):
         raise ValueError(
-            'multilevel_roi_align: maps must be [B, C, H, W] with the same B and C, and a scale for '
-            f'each of them, got {shapes} and {len(scales)} scales'
+            'multilevel_roi_align: maps must be [B, C, H, W] with the same B and C, and there must '
+            f'be a scale for each of them, got {shapes} and {len(scales)} scales'
         )
     if len({x.dtype for x in maps}) > 1:
         raise TypeError(

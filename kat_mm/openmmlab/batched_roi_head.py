@@ -118,6 +118,8 @@ class BatchedRoIHead(StandardRoIHead):
 
     def loss(self, x, rpn_results_list, batch_data_samples) -> dict[str, Tensor]:
         gt_instances, _, _ = unpack_gt_instances(batch_data_samples)
+        if x[0].is_cuda and is_poolable(self.bbox_roi_extractor):  # once for both extractors
+            x = [level.contiguous(memory_format=torch.channels_last) for level in x]
         samples = self._draw(rpn_results_list, gt_instances, x[0].device)
         images = len(batch_data_samples)
         if not takes_rows(self.bbox_head):

@@ -91,9 +91,7 @@ def predict_boxes(
     kept_labels = indices % classes
     numbers = is_kept.sum(1).clamp(max=cfg['max_per_img']).tolist()
     return [
-        InstanceData(
-            bboxes=kept_boxes[i, :n], scores=kept_scores[i, :n], labels=kept_labels[i, :n]
-        )
+        InstanceData(bboxes=kept_boxes[i, :n], scores=kept_scores[i, :n], labels=kept_labels[i, :n])
         for i, n in enumerate(numbers)
     ]
 

@@ -89,8 +89,6 @@ Tensor paste_masks_cuda(Tensor masks, Tensor boxes, int64_t height, int64_t widt
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(kat_mm, CUDA, m) {
-  m.impl("paste_masks", TORCH_BOX(&paste_masks_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(kat_mm, CUDA, m) { m.impl("paste_masks", TORCH_BOX(&paste_masks_cuda)); }
 
 }  // namespace kat_mm

@@ -95,9 +95,8 @@ Tensor multilevel_roi_align_cuda(std::vector<Tensor> maps, Tensor rois,
                                  std::vector<int64_t> output_size, std::vector<double> scales,
                                  int64_t sampling_ratio, bool aligned, bool channels_last) {
   const int64_t height = output_size.at(0), width = output_size.at(1);
-  const RoiOptions options =
-      check_rois(rois, level_of, maps.size(), scales.size(), height, width, sampling_ratio, aligned,
-                 finest_scale);
+  const RoiOptions options = check_rois(rois, level_of, maps.size(), scales.size(), height, width,
+                                        sampling_ratio, aligned, finest_scale);
   const torch::stable::accelerator::DeviceGuard guard(rois.get_device_index());
   const Tensor& first = maps[0];
   STD_TORCH_CHECK(first.dim() == 4, "multilevel_roi_align: maps must be [B, C, H, W]");

@@ -119,8 +119,7 @@ inline Tensor empty_channels_last(int64_t images, int64_t channels, int64_t heig
 
 inline Tensor make_channels_last(const Tensor& x) {
   if (channels_are_last(x)) return x;
-  Tensor copy =
-      empty_channels_last(x.size(0), x.size(1), x.size(2), x.size(3), x.scalar_type(), x);
+  Tensor copy = empty_channels_last(x.size(0), x.size(1), x.size(2), x.size(3), x.scalar_type(), x);
   torch::stable::copy_(copy, x);
   return copy;
 }
@@ -134,7 +133,8 @@ void dispatch_maps(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Float) return f(float{});
   if (dtype == ScalarType::Half) return f(__half{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{});
-  STD_TORCH_CHECK(false, "multilevel_roi_align: maps must be float32, float16 or bfloat16 on a GPU");
+  STD_TORCH_CHECK(false,
+                  "multilevel_roi_align: maps must be float32, float16 or bfloat16 on a GPU");
 }
 
 inline RoiOptions check_rois(const Tensor& rois, const std::optional<Tensor>& levels, int64_t maps,

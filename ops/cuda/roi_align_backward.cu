@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   float* tables_x = tables + kGroup * bins_y * kRows;
 
   int index = 0;
-  while (index + 1 < levels.count && static_cast<int>(blockIdx.x) >= levels.level[index + 1].first_tile) {
+  while (index + 1 < levels.count &&
+         static_cast<int>(blockIdx.x) >= levels.level[index + 1].first_tile) {
     ++index;
   }
   const RoiLevel level = levels.level[index];
@@ -168,8 +169,8 @@ __global__ void __launch_bounds__(kThreads, 3)
         const unsigned in_row = row_bins[member][row];
         if (in_row == 0) continue;
         const float* weights_y = tables_y + member * bins_y * kRows + row;
-        const S* bins = grad + int64_t{touching[group + member].k} * bins_y * bins_x * channels +
-                        channel;
+        const S* bins =
+            grad + int64_t{touching[group + member].k} * bins_y * bins_x * channels + channel;
         for (unsigned in_columns = column_bins[member]; in_columns != 0;) {
           // Two bins at a time, so that more loads are under way; a lone last one with itself.
           const int p = __ffs(in_columns) - 1;
@@ -222,8 +223,8 @@ Tensor turn(const Tensor& grad, cudaStream_t stream) {
   if (channels_are_last(grad)) return grad;
   const int64_t count = grad.size(0), channels = grad.size(1), bins = grad.size(2) * grad.size(3);
   const Tensor dense = make_contiguous(grad);
-  Tensor turned = empty_channels_last(count, channels, grad.size(2), grad.size(3),
-                                      grad.scalar_type(), grad);
+  Tensor turned =
+      empty_channels_last(count, channels, grad.size(2), grad.size(3), grad.scalar_type(), grad);
   const int64_t chunk = std::min<int64_t>(channels, 40960 / (bins * sizeof(S)));
   const dim3 grid(grid_size(count), static_cast<unsigned>(ceil_divide(channels, chunk)));
   turn_kernel<S><<<grid, kThreads, chunk * bins * sizeof(S), stream>>>(
@@ -254,8 +255,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cuda(
   int64_t tiles = 0;
   for (int i = 0; i < levels.count; ++i) {
     const int64_t height = sizes[2 + 3 * i], width = sizes[3 + 3 * i];
-    grads.push_back(
-        empty_channels_last(images, channels, height, width, grad.scalar_type(), grad));
+    grads.push_back(empty_channels_last(images, channels, height, width, grad.scalar_type(), grad));
     levels.level[i] = {grads[i].data_ptr(), static_cast<int>(height), static_cast<int>(width),
                        static_cast<float>(scales[i]), static_cast<int>(tiles)};
     tiles += images * ceil_divide(height, kRows) * ceil_divide(width, kColumns);

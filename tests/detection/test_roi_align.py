@@ -55,9 +55,7 @@ def expected(maps, rois, levels, size, scales, ratio, aligned, grad):
         if ratio <= 0 and aligned:  # torchvision's CPU kernel raises where there are no samples
             chosen &= (rois[:, 3:] > rois[:, 1:3]).all(1)
         chosen = chosen.nonzero()[:, 0]
-        pooled = torchvision.ops.roi_align(
-            x.float(), rois[chosen], size, scales[i], ratio, aligned
-        )
+        pooled = torchvision.ops.roi_align(x.float(), rois[chosen], size, scales[i], ratio, aligned)
         features = features.index_put((chosen,), pooled.double())
     return features, torch.autograd.grad(features, wide, grad.double())
 

@@ -154,7 +154,9 @@ def share_draws(stock, ours, proposals, samples):
     counts = [(len(s.gt_instances.bboxes), len(p)) for s, p in zip(samples, proposals, strict=True)]
     padded = max(max(g for g, _ in counts), 1), max(k for _, k in counts)
     keys = torch.rand(len(counts), sum(padded))
-    own = [torch.cat([row[:g], row[padded[0] :][:k]]) for row, (g, k) in zip(keys, counts)]
+    own = [
+        torch.cat([row[:g], row[padded[0] :][:k]]) for row, (g, k) in zip(keys, counts, strict=True)
+    ]
     if not stock.bbox_sampler.add_gt_as_proposals:
         keys = keys[:, padded[0] :]
         own = [row[:k] for row, (_, k) in zip(keys, counts, strict=True)]

@@ -123,7 +123,9 @@ def test_padded_proposals_are_taken(device):
             'train_cfg.sampler must be RandomSampler',
         ),
         (
-            dict(train_cfg=dict(assigner=dict(type='GridAssigner', pos_iou_thr=0.5, neg_iou_thr=0.3))),
+            dict(
+                train_cfg=dict(assigner=dict(type='GridAssigner', pos_iou_thr=0.5, neg_iou_thr=0.3))
+            ),
             'train_cfg.assigner must be MaxIoUAssigner',
         ),
         (
