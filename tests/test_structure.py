@@ -12,8 +12,9 @@ USES = {  # what each package of kat_mm may import of the others
     'weights': {'rational'},
     'fitting': {'rational'},
     'segmentation': {'rational'},
+    'detection': {'rational'},
     'models': PARTS,
-    'openmmlab': {*CORE, 'segmentation'},
+    'openmmlab': {*CORE, 'segmentation', 'detection'},
     'benchmarking': CORE,
     'digits': CORE,
 }

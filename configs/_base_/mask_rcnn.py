@@ -4,6 +4,7 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 custom_imports = dict(imports=['kat_mm.openmmlab'])
 model = dict(
+    data_preprocessor=dict(type='BatchedDetDataPreprocessor'),
     backbone=dict(
         _delete_=True,
         type='KAT',

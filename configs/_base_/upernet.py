@@ -5,6 +5,7 @@ _base_ = 'mmseg::_base_/models/upernet_vit-b16_ln_mln.py'
 custom_imports = dict(imports=['kat_mm.openmmlab'])
 model = dict(
     pretrained=None,
+    data_preprocessor=dict(type='BatchedSegDataPreProcessor'),
     backbone=dict(
         _delete_=True,
         type='KAT',
