@@ -7,6 +7,7 @@ unpickles, pads by numpy, and copies to the GPU image by image.
 
 from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -19,7 +20,7 @@ from ..detection import (
     PackedMasks,
     cat_masks,
     mask_targets,
-    pack_bitmaps,
+    pack_crops,
     pack_polygons,
 )
 
@@ -66,7 +67,7 @@ class PackedInstanceMasks(BaseInstanceMasks):
         if isinstance(masks, cls):
             return masks
         if isinstance(masks, BitmapMasks):
-            packed = pack_bitmaps(torch.from_numpy(masks.masks))
+            packed = _pack_bitmaps(masks.masks)
         elif isinstance(masks, PolygonMasks):
             polygons = [[torch.from_numpy(np.asarray(p)) for p in mask] for mask in masks.masks]
             packed = pack_polygons(polygons, (masks.height, masks.width))
@@ -154,6 +155,19 @@ class PackedInstanceMasks(BaseInstanceMasks):
     to_bitmap = _as_unpacked('to_bitmap')
     to_ndarray = _as_unpacked('to_ndarray')
     to_tensor = _as_unpacked('to_tensor')
+
+
+def _pack_bitmaps(bitmaps: np.ndarray) -> PackedBitmaps:
+    """Packs the masks of an image as `pack_bitmaps` does, with boxes that OpenCV finds faster."""
+    if bitmaps.dtype not in (np.uint8, bool):
+        bitmaps = bitmaps != 0
+    crops, corners = [], []
+    for mask in bitmaps.view(np.uint8):
+        left, top, width, height = cv2.boundingRect(mask)
+        crop = torch.from_numpy(mask[top : top + height, left : left + width])
+        crops.append(crop != 0)
+        corners.append((left, top))
+    return pack_crops(crops, corners, bitmaps.shape[1:])
 
 
 def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> PackedMasks:

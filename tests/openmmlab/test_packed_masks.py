@@ -11,7 +11,7 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks, mask_target
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-from kat_mm.detection import PackedBitmaps, PackedPolygons
+from kat_mm.detection import PackedBitmaps, PackedPolygons, pack_bitmaps
 from kat_mm.openmmlab.packed_masks import PackedInstanceMasks, packed_masks
 
 HEIGHT, WIDTH = 24, 40
@@ -127,6 +127,14 @@ def test_a_batch_is_of_mmdets_or_packed_masks(masks):
     assert batch.table[:, -2:].tolist() == [[HEIGHT, WIDTH]] * 3 + [[32, 48]]
     again = packed_masks([PackedInstanceMasks.pack(part) for part in parts], 'cpu')
     assert torch.equal(batch.buffer, again.buffer)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, bool, np.int64, np.float32])
+def test_what_is_not_zero_is_of_the_instance(dtype):
+    bitmaps = np.random.default_rng(0).integers(0, 3, (3, HEIGHT, WIDTH)).astype(dtype)
+    bitmaps[:, :, :9] = bitmaps[1] = 0
+    packed = PackedInstanceMasks.pack(BitmapMasks(bitmaps, HEIGHT, WIDTH)).packed
+    assert torch.equal(packed.buffer, pack_bitmaps(torch.from_numpy(bitmaps)).buffer)
 
 
 def test_other_masks_are_refused():
