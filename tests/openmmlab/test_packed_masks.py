@@ -61,7 +61,7 @@ def test_methods_of_mmdets_masks(masks, name):
     packed = PackedInstanceMasks.pack(masks)
     assert_same(getattr(packed, name)(*CALLS[name]), getattr(masks, name)(*CALLS[name]))
     np.testing.assert_array_equal(packed.areas, masks.areas)
-    assert torch.equal(packed.get_bboxes().tensor, masks.get_bboxes().tensor)
+    assert torch.equal(packed.get_bboxes('hbox').tensor, masks.get_bboxes('hbox').tensor)
 
 
 def test_other_methods():
