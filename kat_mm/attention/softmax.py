@@ -9,6 +9,8 @@ from ..registry import ATTENTIONS
 from .base import Attention
 from .mimetic import mimetic_init_
 from .relative_position import relative_position_bias
+from .varlen import attend_at_once
+from .windows import Windows
 
 
 @ATTENTIONS.register('softmax')
@@ -68,6 +70,10 @@ class SoftmaxAttention(Attention):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
+    @property
+    def uses_order(self) -> bool:
+        return self.rel_pos_h is not None
+
     def project(self, x: Tensor) -> Tensor:
         return self.qkv(x)
 
@@ -84,6 +90,13 @@ class SoftmaxAttention(Attention):
             bias = bias if mask is None else bias + mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return y.transpose(1, 2).reshape(batch, tokens, channels // 3)
+
+    def attend_windows(self, x: Tensor, windows: Windows) -> Tensor:
+        if self.rel_pos_h is None:
+            y = attend_at_once(x, self.num_heads, windows)
+            if y is not None:
+                return y
+        return super().attend_windows(x, windows)
 
     def output(self, y: Tensor) -> Tensor:
         return self.drop(self.proj(y))

@@ -1,9 +1,9 @@
 """The ops' autograd nodes in C++, for plain calls: the same results, in less of the host's time.
 
-They are a library that is bound to the torch and the Python that built it (`setup.py`), loaded where
-both are the same, and optional: calls that are not plain (transforms of torch.func, forward mode,
-compilation, tracing, subclasses of tensors, modes), and all of them without the library, take the
-nodes in Python. KAT_MM_CPP_AUTOGRAD=0 leaves it alone.
+They are a library that is bound to the torch and the Python that built it (`setup.py`), loaded
+where both are the same, and optional. Calls that are not plain (transforms of torch.func, forward
+mode, compilation, tracing, subclasses of tensors, modes), and all calls without the library, take
+the nodes in Python. With KAT_MM_CPP_AUTOGRAD=0 in the environment it is not loaded.
 """
 
 import os
