@@ -40,11 +40,7 @@ library = _load()
 
 def is_used() -> bool:
     """Tells whether plain calls take the nodes in C++."""
-    if library is None:
-        return False
-    was_on = library.enable(False)
-    library.enable(was_on)
-    return was_on
+    return library is not None and library.is_enabled()
 
 
 @contextmanager
@@ -56,7 +52,8 @@ def switched(on: bool) -> Iterator[None]:
     if library is None:
         yield
         return
-    was_on = library.enable(on)
+    was_on = library.is_enabled()
+    library.enable(on)
     try:
         yield
     finally:

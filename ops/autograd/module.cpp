@@ -43,8 +43,8 @@ bool fit(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
 
 PyObject* call_rational(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
                         const Rational::Constants& constants) {
-  if (!enabled || !is_plain_thread() || !is_plain(x) || !is_plain(numerator) || !is_plain(denominator) ||
-      !fit(x, numerator, denominator, constants)) {
+  if (!enabled || !is_plain_thread() || !is_plain(x) || !is_plain(numerator) ||
+      !is_plain(denominator) || !fit(x, numerator, denominator, constants)) {
     Py_RETURN_NONE;
   }
   const auto out_dtype = autocast_dtype(x);
@@ -183,12 +183,15 @@ PyObject* serve_layer_norm_rational(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
-// enable(wanted): turns all of it on or off, and returns which it was.
+// enable(wanted): turns all of it on or off.
 PyObject* enable(PyObject*, PyObject* wanted) {
   const int value = PyObject_IsTrue(wanted);
   if (value < 0) return nullptr;
-  return PyBool_FromLong(std::exchange(enabled, value != 0));
+  enabled = value;
+  Py_RETURN_NONE;
 }
+
+PyObject* is_enabled(PyObject*, PyObject*) { return PyBool_FromLong(enabled); }
 
 // What a table of methods has in the place of a function of another type.
 template <typename Function>
@@ -211,6 +214,7 @@ PyMODINIT_FUNC KAT_MM_INIT(TORCH_EXTENSION_NAME)() {
       {"serve_rational", serve_rational, METH_VARARGS, nullptr},
       {"serve_layer_norm_rational", serve_layer_norm_rational, METH_VARARGS, nullptr},
       {"enable", enable, METH_O, nullptr},
+      {"is_enabled", is_enabled, METH_NOARGS, nullptr},
       {}};
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods};
   add_node_type<Rational>();

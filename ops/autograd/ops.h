@@ -43,8 +43,8 @@ struct Rational : CompiledBackward<Rational> {
     int64_t channel_dim;
 
     IValue pack() const {
-      return c10::List<int64_t>({numerator.count, numerator.length, denominator.count,
-                                 denominator.length, channel_dim});
+      return c10::List<int64_t>(
+          {numerator.count, numerator.length, denominator.count, denominator.length, channel_dim});
     }
     static Constants unpack(const IValue& packed) {
       const auto list = packed.toIntVector();
@@ -95,11 +95,10 @@ struct Rational : CompiledBackward<Rational> {
   static PyObject* arguments(const Tensor& grad, const variable_list& saved,
                              const Constants& constants, const Needs& needs) {
     const auto& [a, b, channel_dim] = constants;
-    return Py_BuildValue(
-        "(NNNN(LL)(LL)LO)", THPVariable_Wrap(grad), THPVariable_Wrap(saved[0]),
-        THPVariable_Wrap(saved[1]), THPVariable_Wrap(saved[2]), (long long)a.count,
-        (long long)a.length, (long long)b.count, (long long)b.length, (long long)channel_dim,
-        wants_coefficients(needs) ? Py_True : Py_False);
+    return Py_BuildValue("(NNNN(LL)(LL)LO)", THPVariable_Wrap(grad), THPVariable_Wrap(saved[0]),
+                         THPVariable_Wrap(saved[1]), THPVariable_Wrap(saved[2]), (long long)a.count,
+                         (long long)a.length, (long long)b.count, (long long)b.length,
+                         (long long)channel_dim, wants_coefficients(needs) ? Py_True : Py_False);
   }
 };
 
@@ -136,10 +135,10 @@ struct LayerNormRational : CompiledBackward<LayerNormRational> {
     call_kernel(op, stack);
     Tensor y = std::move(stack[0]).toTensor();
     if (wants_node(inputs)) {
-      set_node<LayerNormRational>(y, inputs,
-                                  {inputs[0], std::move(stack[1]).toTensor(), inputs[1], inputs[2],
-                                   inputs[3], inputs[4]},
-                                  constants);
+      set_node<LayerNormRational>(
+          y, inputs,
+          {inputs[0], std::move(stack[1]).toTensor(), inputs[1], inputs[2], inputs[3], inputs[4]},
+          constants);
     }
     return y;
   }

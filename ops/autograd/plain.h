@@ -22,10 +22,9 @@ inline bool is_plain_thread() {
 // torch.func. That it conjugates or negates lazily, only its keys tell.
 inline bool is_plain(const at::Tensor& tensor) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet kPlain({DispatchKey::CPU, DispatchKey::CUDA,
-                                        DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
-                                        DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA,
-                                        DispatchKey::ADInplaceOrView});
+  constexpr c10::DispatchKeySet kPlain(
+      {DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
+       DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
   return tensor.defined() && (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0 &&
          !tensor._fw_grad(/*level=*/0).defined();
 }
