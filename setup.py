@@ -166,7 +166,7 @@ def autograd_extension():
     return cpp_extension.CppExtension(
         f'kat_mm.{AUTOGRAD}{version}',
         ['ops/autograd/module.cpp'],
-        depends=[f'ops/autograd/{name}.h' for name in ('plain', 'node', 'ops')],
+        depends=[f'ops/autograd/{name}.h' for name in ('plain', 'node', 'ops', 'linear')],
         extra_compile_args={'cxx': ['-O3', '-g0', '-fvisibility=hidden']},
     )
 

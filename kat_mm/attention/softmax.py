@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_bool, check_probability
+from ..rational.linear import linear
 from ..registry import ATTENTIONS
 from .base import Attention
 from .mimetic import mimetic_init_
@@ -65,17 +66,17 @@ class SoftmaxAttention(Attention):
         if self.mimetic:
             mimetic_init_(self.qkv, self.proj, self.num_heads)
             return
-        for linear in (self.qkv, self.proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for layer in (self.qkv, self.proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     @property
     def uses_order(self) -> bool:
         return self.rel_pos_h is not None
 
     def project(self, x: Tensor) -> Tensor:
-        return self.qkv(x)
+        return linear(x, self.qkv)
 
     def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         batch, tokens, channels = x.shape
@@ -99,4 +100,4 @@ class SoftmaxAttention(Attention):
         return super().attend_windows(x, windows)
 
     def output(self, y: Tensor) -> Tensor:
-        return self.drop(self.proj(y))
+        return self.drop(linear(y, self.proj))

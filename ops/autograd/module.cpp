@@ -2,7 +2,7 @@
 //
 // It is bound to the torch and the Python that built it, and optional. Each function returns None
 // for a call that is not plain, or not right: Python then takes it, and says what is wrong.
-#include "ops.h"
+#include "linear.h"
 
 namespace kat_mm {
 namespace {
@@ -14,6 +14,11 @@ bool supported_devices[2] = {};  // CPU, CUDA
 struct {
   int64_t channels, m, n;
 } limits;
+
+bool is_float(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 ||
+         dtype == at::kDouble;
+}
 
 // The tensor of an argument, if it is of no subclass.
 const Tensor* tensor_of(PyObject* object) {
@@ -31,9 +36,7 @@ bool fit(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
     return false;
   }
   const auto dtype = x.scalar_type();
-  if (dtype != at::kFloat && dtype != at::kHalf && dtype != at::kBFloat16 && dtype != at::kDouble) {
-    return false;
-  }
+  if (!is_float(dtype)) return false;
   const auto compute = dtype == at::kDouble ? at::kDouble : at::kFloat;
   if (numerator.scalar_type() != compute || denominator.scalar_type() != compute) return false;
   if (numerator.device() != x.device() || denominator.device() != x.device()) return false;
@@ -161,6 +164,44 @@ PyObject* layer_norm_rational(PyObject*, PyObject* const* arguments, Py_ssize_t 
   END_HANDLE_TH_ERRORS
 }
 
+// linear(x, weight, bias or None), as torch.nn.functional.linear.
+PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_VALUE(count == 3, "linear takes 3 arguments");
+  // Hooks of saved tensors are to see what they always saw.
+  if (!enabled || !is_plain_thread() ||
+      !at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) {
+    Py_RETURN_NONE;
+  }
+  variable_list inputs;
+  inputs.reserve(3);
+  for (int i = 0; i < (arguments[2] == Py_None ? 2 : 3); ++i) {
+    const Tensor* tensor = tensor_of(arguments[i]);
+    if (!tensor || !is_plain(*tensor)) Py_RETURN_NONE;
+    inputs.push_back(*tensor);
+  }
+  const Tensor &x = inputs[0], &weight = inputs[1];
+  const auto device = x.device();
+  const bool autocast = at::autocast::is_autocast_enabled(device.type());
+  const auto dtype = autocast ? at::autocast::get_autocast_dtype(device.type()) : x.scalar_type();
+  for (const Tensor& tensor : inputs) {
+    const auto its = tensor.scalar_type();
+    const bool fits = autocast ? is_float(its) && its != at::kDouble : its == dtype;
+    if (!fits || tensor.device() != device) Py_RETURN_NONE;
+  }
+  if (!is_float(dtype) || x.dim() < 2 || weight.dim() != 2 || x.size(-1) != weight.size(1) ||
+      (inputs.size() > 2 && (inputs[2].dim() != 1 || inputs[2].size(0) != weight.size(0)))) {
+    Py_RETURN_NONE;
+  }
+  Tensor y;
+  {
+    const pybind11::gil_scoped_release no_gil;
+    y = Linear::call(inputs, dtype);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
 // serve_rational(cpu, cuda, gradients): the devices that have kernels, and what computes gradients
 // in calls that are not plain.
 PyObject* serve_rational(PyObject*, PyObject* arguments) {
@@ -180,6 +221,12 @@ PyObject* serve_layer_norm_rational(PyObject*, PyObject* arguments) {
     return nullptr;
   }
   LayerNormRational::python = Py_NewRef(gradients);
+  Py_RETURN_NONE;
+}
+
+// serve_linear(gradients).
+PyObject* serve_linear(PyObject*, PyObject* gradients) {
+  Linear::python = Py_NewRef(gradients);
   Py_RETURN_NONE;
 }
 
@@ -211,6 +258,8 @@ PyMODINIT_FUNC KAT_MM_INIT(TORCH_EXTENSION_NAME)() {
       {"rational", as_method(rational), METH_FASTCALL, nullptr},
       {"group_rational", as_method(group_rational), METH_FASTCALL, nullptr},
       {"layer_norm_rational", as_method(layer_norm_rational), METH_FASTCALL, nullptr},
+      {"linear", as_method(linear), METH_FASTCALL, nullptr},
+      {"serve_linear", serve_linear, METH_O, nullptr},
       {"serve_rational", serve_rational, METH_VARARGS, nullptr},
       {"serve_layer_norm_rational", serve_layer_norm_rational, METH_VARARGS, nullptr},
       {"enable", enable, METH_O, nullptr},
@@ -219,5 +268,6 @@ PyMODINIT_FUNC KAT_MM_INIT(TORCH_EXTENSION_NAME)() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods};
   add_node_type<Rational>();
   add_node_type<LayerNormRational>();
+  add_node_type<Linear>();
   return PyModule_Create(&definition);
 }
