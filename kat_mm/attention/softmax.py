@@ -8,9 +8,9 @@ from ..checks import check_bool, check_probability
 from ..rational.linear import linear
 from ..registry import ATTENTIONS
 from .base import Attention
+from .flash import flash_attention
 from .mimetic import mimetic_init_
 from .relative_position import relative_position_bias
-from .varlen import attend_at_once
 from .windows import Windows
 
 
@@ -79,6 +79,10 @@ class SoftmaxAttention(Attention):
         return linear(x, self.qkv)
 
     def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        if mask is None and self.rel_pos_h is None:
+            y = flash_attention(x, self.num_heads)
+            if y is not None:
+                return y
         batch, tokens, channels = x.shape
         q, k, v = x.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         bias = mask
@@ -94,7 +98,7 @@ class SoftmaxAttention(Attention):
 
     def attend_windows(self, x: Tensor, windows: Windows) -> Tensor:
         if self.rel_pos_h is None:
-            y = attend_at_once(x, self.num_heads, windows)
+            y = flash_attention(x, self.num_heads, windows)
             if y is not None:
                 return y
         return super().attend_windows(x, windows)

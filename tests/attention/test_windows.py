@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kat_mm.attention import varlen
+from kat_mm.attention.flash import flash_attention
 from kat_mm.attention.softmax import SoftmaxAttention
 from kat_mm.attention.windows import Windows, windows_of
 from kat_mm.models import KAT
@@ -112,7 +112,7 @@ def test_there_are_no_windows_without_a_size():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_a_cpu_takes_the_windows_tile_by_tile(dtype):
     qkv = torch.randn(2, 24, 48, dtype=dtype)
-    assert varlen.attend_at_once(qkv, 2, Windows((4, 6), 3)) is None
+    assert flash_attention(qkv, 2, Windows((4, 6), 3)) is None
 
 
 @pytest.fixture
@@ -127,11 +127,19 @@ def gpu():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(('grid', 'size'), [((9, 13), 4), ((8, 8), 4), ((3, 5), 7), ((50, 84), 14)])
 @pytest.mark.parametrize('head_dims', [8, 64])
-def test_all_windows_at_once(gpu, dtype, grid, size, head_dims):
-    """Values and gradients err as little as those of the windows tile by tile."""
+def test_windows_at_once(gpu, dtype, grid, size, head_dims):
+    """And all tokens: values and gradients err as little as those of the formula."""
     heads = 2
     windows = Windows(grid, size)
-    layer = SoftmaxAttention(heads * head_dims, heads, (size, size), size).cuda()
+
+    def naive(x):
+        q, k, v = x.unflatten(2, (3, heads, head_dims)).permute(2, 0, 3, 1, 4)
+        y = (q @ k.mT / head_dims**0.5).softmax(-1) @ v
+        return y.transpose(1, 2).flatten(2)
+
+    def tile_by_tile(x):
+        return windows.attend(lambda x, grid: naive(x), x)
+
     qkv = torch.randn(2, grid[0] * grid[1], 3 * heads * head_dims, device='cuda').to(dtype)
     grad = torch.randn(2, grid[0] * grid[1], heads * head_dims, device='cuda').to(dtype)
 
@@ -141,14 +149,19 @@ def test_all_windows_at_once(gpu, dtype, grid, size, head_dims):
         y.backward(grad)
         return y.detach().double(), qkv.grad.double()
 
-    got = results(lambda x: varlen.attend_at_once(x, heads, windows), qkv, grad)
-    tiles = results(lambda x: windows.attend(layer.attend, x), qkv, grad)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert varlen.attend_at_once(qkv, heads, windows) is None
-        exact = results(lambda x: windows.attend(layer.attend, x), qkv.double(), grad.double())
-    for ours, theirs, fp64 in zip(got, tiles, exact, strict=True):
-        rounding = torch.finfo(dtype).eps * fp64.abs().max()
-        assert (ours - fp64).abs().max() <= 2 * (theirs - fp64).abs().max() + rounding
+    for here in (windows, None):
+        got = results(lambda x, here=here: flash_attention(x, heads, here), qkv, grad)
+
+        def apart(x, here=here):
+            return tile_by_tile(x) if here else naive(x)
+
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            assert flash_attention(qkv, heads, here) is None
+            plain = results(apart, qkv, grad)
+            exact = results(apart, qkv.double(), grad.double())
+        for ours, theirs, fp64 in zip(got, plain, exact, strict=True):
+            rounding = 2 * torch.finfo(dtype).eps * fp64.abs().max()
+            assert (ours - fp64).abs().max() <= 2 * (theirs - fp64).abs().max() + rounding
 
 
 @pytest.mark.gpu
@@ -157,7 +170,7 @@ def test_deterministic_algorithms_give_the_same_bits_in_each_run(gpu):
     qkv = torch.randn(2, 50 * 84, 3 * 128, device='cuda', dtype=torch.bfloat16, requires_grad=True)
 
     def step():
-        y = varlen.attend_at_once(qkv, 2, windows)
+        y = flash_attention(qkv, 2, windows)
         return [y, *torch.autograd.grad(y.float().square().sum(), qkv)]
 
     was = torch.are_deterministic_algorithms_enabled()
@@ -174,8 +187,9 @@ def test_deterministic_algorithms_give_the_same_bits_in_each_run(gpu):
 def test_windows_that_the_kernel_does_not_take(gpu):
     windows = Windows((9, 13), 4)
     qkv = torch.randn(2, 9 * 13, 48, device='cuda')
-    assert varlen.attend_at_once(qkv, 2, windows) is None  # of fp32
-    assert varlen.attend_at_once(qkv.bfloat16(), 4, windows) is None  # of heads of 4 channels
-    assert torch.vmap(lambda x: windows.attend(attention((4, 4), 4).cuda().attend, x))(
-        qkv.view(2, 1, -1, 48)
-    ).shape == (2, 1, 9 * 13, 16)
+    assert flash_attention(qkv, 2, windows) is None  # of fp32
+    assert flash_attention(qkv.bfloat16(), 4, windows) is None  # of heads of 4 channels
+    layer = attention((4, 4), 4).cuda()
+    qkv = qkv.bfloat16()
+    y = torch.vmap(lambda x: layer.attend_windows(x, windows))(qkv[:, None])[:, 0]
+    torch.testing.assert_close(y, layer.attend_windows(qkv, windows), rtol=0.02, atol=0.02)

@@ -1,7 +1,8 @@
-"""Attention within windows of several sizes by one kernel, as flash attention takes sequences.
+"""Softmax attention by flash attention's kernel, called with tokens as they lie in memory.
 
-Flash attention (FlashAttention-2, arXiv 2307.08691) reads sequences of any lengths one behind
-another, with their boundaries: all windows of a batch of maps in one launch, forward and backward.
+Flash attention (FlashAttention-2, arXiv 2307.08691) reads tokens [B, N, heads, dims], and also
+sequences of any lengths one behind another, with their boundaries: all windows of a batch of maps
+in one launch. PyTorch's function for it wants [B, heads, N, dims], and one length.
 """
 
 import torch
@@ -11,39 +12,42 @@ from ..rational.torch_internals import has_tangents, is_tracing, is_transformed
 from .windows import Windows
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-MAX_HEAD_DIMS = 256
+MAX_HEAD_DIMS = 192  # beyond, not every GPU has the gradients
 MAX_KEPT = 1024  # boundaries, a few hundred bytes each
 
-# As PyTorch's own attention of nested tensors calls it. Public is torch.nn.attention.varlen (2.10),
-# whose call takes longer than its kernel.
+# As PyTorch's functions call it. Public for boundaries is torch.nn.attention.varlen (2.10), whose
+# call takes longer than its kernel.
 _flash_attention = torch.ops.aten._flash_attention_forward.default
 _boundaries: dict[tuple, Tensor] = {}
 _is_served: dict[torch.device, bool] = {}
 
 
-def attend_at_once(qkv: Tensor, num_heads: int, windows: Windows) -> Tensor | None:
-    """Computes softmax attention within each window of queries, keys and values.
+def flash_attention(qkv: Tensor, num_heads: int, windows: Windows | None = None) -> Tensor | None:
+    """Computes softmax attention of queries, keys and values, within windows or of all tokens.
 
     Args:
-        qkv: [B, h * w, 3 * C], in the order of the windows.
+        qkv: [B, N, 3 * C]; of windows, in their order.
         num_heads: number of heads.
-        windows: those of the map.
+        windows: those of a map of N tokens.
 
     Returns:
-        [B, h * w, C]; None where the kernel does not serve: it takes fp16 and bf16 on a GPU of
-        compute capability 8.0 or later, in plain calls.
+        [B, N, C]; None where the kernel does not serve: it takes fp16 and bf16 on a GPU of compute
+        capability 8.0 or later, in plain calls.
     """
     if not _serves(qkv):
         return None
     batch, tokens, channels = qkv.shape
     head_dims = channels // (3 * num_heads)
-    if head_dims > MAX_HEAD_DIMS or head_dims % 8:
+    if head_dims > MAX_HEAD_DIMS or head_dims % 8 or not batch or not tokens:
         return None
-    boundaries = _boundaries_of(windows, batch, qkv.device)
-    if boundaries is None:
-        return None
-    q, k, v = qkv.view(batch * tokens, 3, num_heads, head_dims).unbind(1)
-    longest = windows.tiles[0].height * windows.tiles[0].width
+    if windows is None:
+        shape, boundaries, longest = (batch, tokens), None, tokens
+    else:
+        shape, boundaries = (batch * tokens,), _boundaries_of(windows, batch, qkv.device)
+        longest = windows.tiles[0].height * windows.tiles[0].width
+        if boundaries is None:
+            return None
+    q, k, v = qkv.view(*shape, 3, num_heads, head_dims).unbind(-3)
     y = _flash_attention(q, k, v, boundaries, boundaries, longest, longest, 0.0, False, False)[0]
     return y.view(batch, tokens, channels // 3)
 
