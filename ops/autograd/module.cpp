@@ -25,6 +25,14 @@ const Tensor* tensor_of(PyObject* object) {
   return THPVariable_CheckExact(object) ? &THPVariable_Unpack(object) : nullptr;
 }
 
+// The number of an argument, if it is an int of Python's that is not too large.
+std::optional<int64_t> int_of(PyObject* object) {
+  if (!PyLong_CheckExact(object)) return std::nullopt;
+  int overflow;
+  const int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
+  return overflow ? std::nullopt : std::optional(value);
+}
+
 // Whether rational's kernel takes them as they are.
 bool fit(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
          const Rational::Constants& constants) {
@@ -69,9 +77,10 @@ PyObject* rational(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (!(tensors[i] = tensor_of(arguments[i]))) Py_RETURN_NONE;
   }
   const auto& [x, a, b] = tensors;
-  if (a->dim() != 2 || b->dim() != 2 || !PyLong_CheckExact(arguments[3])) Py_RETURN_NONE;
+  const auto channel_dim = int_of(arguments[3]);
+  if (a->dim() != 2 || b->dim() != 2 || !channel_dim) Py_RETURN_NONE;
   const Rational::Constants constants{
-      {a->size(0), a->size(1)}, {b->size(0), b->size(1)}, PyLong_AsLong(arguments[3])};
+      {a->size(0), a->size(1)}, {b->size(0), b->size(1)}, *channel_dim};
   return call_rational(*x, *a, *b, constants);
   END_HANDLE_TH_ERRORS
 }
@@ -79,21 +88,21 @@ PyObject* rational(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 // The shapes of a GroupRational's coefficients by its attributes num_groups, order and
 // shared_numerator.
 bool read_rows(PyObject* const* attributes, Rows& numerator, Rows& denominator) {
-  PyObject *groups = attributes[0], *order = attributes[1], *shared = attributes[2];
-  if (!PyLong_CheckExact(groups) || !PyTuple_CheckExact(order) || PyTuple_GET_SIZE(order) != 2 ||
-      !PyBool_Check(shared)) {
+  PyObject *order = attributes[1], *shared = attributes[2];
+  if (!PyTuple_CheckExact(order) || PyTuple_GET_SIZE(order) != 2 || !PyBool_Check(shared)) {
     return false;
   }
-  PyObject *m = PyTuple_GET_ITEM(order, 0), *n = PyTuple_GET_ITEM(order, 1);
-  if (!PyLong_CheckExact(m) || !PyLong_CheckExact(n)) return false;
-  denominator = {PyLong_AsLong(groups), PyLong_AsLong(n)};
-  numerator = {shared == Py_True ? 1 : denominator.count, PyLong_AsLong(m) + 1};
+  const auto groups = int_of(attributes[0]);
+  const auto m = int_of(PyTuple_GET_ITEM(order, 0)), n = int_of(PyTuple_GET_ITEM(order, 1));
+  if (!groups || !m || !n || *m > 8 || *n > 8) return false;
+  denominator = {*groups, *n};
+  numerator = {shared == Py_True ? 1 : *groups, *m + 1};
   return true;
 }
 
 // The channel dimension that a GroupRational's attribute means, if it is right.
 std::optional<int64_t> read_channel_dim(PyObject* attribute, int64_t dims) {
-  if (PyLong_CheckExact(attribute)) return PyLong_AsLong(attribute);
+  if (const auto dim = int_of(attribute)) return dim;
   if (attribute != Py_None || dims == 3) return std::nullopt;
   return dims > 3 ? 1 : -1;
 }

@@ -206,7 +206,8 @@ def test_what_is_not_plain_is_left_to_python():
     ):
         assert plain(module, other) is None
     assert plain(layer(channel_dim=None), torch.randn(2, 16, 4)) is None
-    assert plain(layer(channel_dim=2), x) is None
+    for dim in (2, -3, 2**80, True, 1.0):
+        assert plain(layer(channel_dim=dim), x) is None
     assert plain(layer().half(), x) is None
     module.num_groups = 2  # of other shapes than the parameters
     assert plain(module, x) is None
