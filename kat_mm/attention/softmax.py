@@ -5,10 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_bool, check_probability
+from ..rational.linear import linear
 from ..registry import ATTENTIONS
 from .base import Attention
+from .flash import flash_attention
 from .mimetic import mimetic_init_
 from .relative_position import relative_position_bias
+from .windows import Windows
 
 
 @ATTENTIONS.register('softmax')
@@ -63,15 +66,23 @@ class SoftmaxAttention(Attention):
         if self.mimetic:
             mimetic_init_(self.qkv, self.proj, self.num_heads)
             return
-        for linear in (self.qkv, self.proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for layer in (self.qkv, self.proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def uses_order(self) -> bool:
+        return self.rel_pos_h is not None
 
     def project(self, x: Tensor) -> Tensor:
-        return self.qkv(x)
+        return linear(x, self.qkv)
 
     def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        if mask is None and self.rel_pos_h is None:
+            y = flash_attention(x, self.num_heads)
+            if y is not None:
+                return y
         batch, tokens, channels = x.shape
         q, k, v = x.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         bias = mask
@@ -85,5 +96,12 @@ class SoftmaxAttention(Attention):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return y.transpose(1, 2).reshape(batch, tokens, channels // 3)
 
+    def attend_windows(self, x: Tensor, windows: Windows) -> Tensor:
+        if self.rel_pos_h is None:
+            y = flash_attention(x, self.num_heads, windows)
+            if y is not None:
+                return y
+        return super().attend_windows(x, windows)
+
     def output(self, y: Tensor) -> Tensor:
-        return self.drop(self.proj(y))
+        return self.drop(linear(y, self.proj))
