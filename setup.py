@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
 CUDA_SOURCES = [
     f'ops/cuda/{stem}.cu'
-    for stem in ('rational', 'layer_norm_rational', 'upsample_bilinear', 'upsample_cross_entropy')
+    for stem in (
+        *('rational', 'layer_norm_rational'),
+        *('upsample_argmax', 'upsample_bilinear', 'upsample_cross_entropy'),
+    )
 ]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']
 EXTRAS = {

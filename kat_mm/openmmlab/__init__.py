@@ -14,6 +14,8 @@ compat.install()
 from .backbone import KAT  # noqa: E402
 from .core_log import forward_core_log  # noqa: E402
 from .hooks.checkpoint import SafeCheckpointHook, latest_checkpoint  # noqa: E402
+from .hooks.cuda_graph import CUDAGraphHook  # noqa: E402
+from .hooks.deferred import DeferredRuntimeInfoHook  # noqa: E402
 from .hooks.epoch_seed import EpochSeedHook  # noqa: E402
 from .hooks.finite_loss import FiniteLossHook  # noqa: E402
 from .hooks.log_processor import MemoryLogProcessor  # noqa: E402
@@ -31,13 +33,15 @@ def _register_for_mmdet(_) -> None:
 
 
 def _register_for_mmseg(_) -> None:
-    from . import fused_heads, losses  # noqa: F401
+    from . import fused_heads, fused_segmentor, losses  # noqa: F401
 
 
 when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')
 when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
 
 __all__ = [
+    'CUDAGraphHook',
+    'DeferredRuntimeInfoHook',
     'GRKAN',
     'KAT',
     'EpochSeedHook',

@@ -38,6 +38,10 @@ SCHEMAS = {
         '(Tensor grad, Tensor logits, Tensor labels, Tensor partition, Tensor? class_weight, '
         'int ignore_index, bool align_corners) -> Tensor'
     ),
+    'upsample_argmax': (
+        '(Tensor logits, int via_height, int via_width, int top, int left, int window_height, '
+        'int window_width, int height, int width, bool align_corners=False) -> Tensor'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1

@@ -1,0 +1,237 @@
+"""A CUDA graph of a function's forward pass, and one of its backward pass, for inputs of one shape.
+
+A GPU runs a graph by one call of the host, whatever number of kernels it has. It reads and writes
+the memory that it had when it was captured: inputs are copied there, and weights must stay there.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+SMALL = 2**16  # elements of an output that is copied, such as a loss that somebody keeps for a log
+
+
+class CaptureError(RuntimeError):
+    """A function cannot be captured; the message says why."""
+
+
+class Capture:
+    """A function as CUDA graphs, for inputs like those given.
+
+    What it computes, and its gradients, are those of the function. To capture runs nothing: neither
+    do running statistics change, nor are random numbers drawn. Each call draws others. The
+    casts of autocast are part of the graph, so that they follow the weights.
+
+    Args:
+        function: takes tensors, in lists or tuples at will, and returns tensors in any of pytree's
+            containers. It must neither read a value from the GPU nor copy from the host.
+        owner: module that has all parameters of the function.
+        args: inputs to be like.
+        pool: where the graphs' memory is; graphs of a pool must not be between forward and backward
+            at the same time.
+        grads: where the gradients of parameters are, once some capture of the pool has some; it
+            is filled.
+
+    Raises:
+        CaptureError: for what can be told before.
+        RuntimeError: from CUDA, for what a graph cannot hold; see `recover`.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        owner: nn.Module,
+        args: Sequence,
+        pool: tuple[int, int],
+        grads: dict[nn.Parameter, Tensor],
+    ):
+        leaves, spec = tree_flatten(tuple(args))
+        self._inputs = [_like(x) for x in leaves]
+        parameters = owner.parameters() if torch.is_grad_enabled() else ()
+        learned = [p for p in parameters if p.requires_grad]
+        # Aliases, whose autograd nodes belong to the stream of the capture, whatever else uses the
+        # parameters: those of the parameters themselves may be another stream's.
+        aliases = {p: p.detach().requires_grad_() for p in learned}
+        self._forward = torch.cuda.CUDAGraph()
+        with _aliased(owner, aliases), _graph(self._forward, pool), _no_cache():
+            result = function(*tree_unflatten(self._inputs, spec))
+        outputs, self._spec = tree_flatten(result)
+        if not all(isinstance(y, Tensor) and y.is_cuda for y in outputs):
+            raise CaptureError('it returns other things than tensors on the GPU')
+        self._outputs = [y.detach() for y in outputs]
+        self._learning = [y.requires_grad for y in outputs]
+        self._parameters: list[nn.Parameter] = []
+        self._backward: torch.cuda.CUDAGraph | None = None
+        self._call: Callable[[], _Call | None] = lambda: None
+        if any(self._learning):
+            self._capture_backward(outputs, aliases, pool, grads)
+
+    def _capture_backward(
+        self,
+        outputs: list[Tensor],
+        aliases: dict[nn.Parameter, Tensor],
+        pool: tuple[int, int],
+        grads: dict[nn.Parameter, Tensor],
+    ) -> None:
+        outputs = [y for y in outputs if y.requires_grad]
+        sources = [x for x in self._inputs if x.requires_grad] + list(aliases.values())
+        if strangers := _leaves(outputs) - {id(x) for x in sources}:
+            raise CaptureError(
+                f'it uses {len(strangers)} parameters that are no part of it; name a larger part'
+            )
+        self._grad_outputs = [torch.empty_like(y) for y in outputs]
+        self._backward = torch.cuda.CUDAGraph()
+        # Backward passes run outside of autocast.
+        with torch.autocast('cuda', enabled=False), _graph(self._backward, pool):
+            found = torch.autograd.grad(outputs, sources, self._grad_outputs, allow_unused=True)
+            found = iter(found)
+            self._grad_inputs = [next(found) if x.requires_grad else None for x in self._inputs]
+            named = {p: g for p, g in zip(aliases, found, strict=True) if g is not None}
+            known = [p for p in named if p in grads and grads[p].stride() == named[p].stride()]
+            if known:  # one place for the gradients of all shapes
+                torch._foreach_copy_([grads[p] for p in known], [named[p] for p in known])
+                named.update((p, grads[p]) for p in known)
+        grads.update((p, g) for p, g in named.items() if p not in grads)
+        self._parameters, self._grads = list(named), list(named.values())
+
+    def is_pending(self) -> bool:
+        """Tells whether a call waits for its backward pass, which needs what the graph wrote."""
+        call = self._call()
+        return call is not None and not call.was_differentiated
+
+    def __call__(self, *args):
+        """Computes the function by its graph.
+
+        Outputs without gradient, and small ones, are copies. Others are the graph's own, for the
+        next call to overwrite.
+        """
+        leaves, _ = tree_flatten(args)
+        if self._backward is None:
+            self._replay_forward(leaves)
+            return tree_unflatten([y.clone() for y in self._outputs], self._spec)
+        return tree_unflatten(_Replay.apply(self, *leaves, *self._parameters), self._spec)
+
+    def _replay_forward(self, inputs: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for mine, given in zip(self._inputs, inputs, strict=True):
+                mine.copy_(given, non_blocking=True)
+        self._forward.replay()
+
+    def _replay_backward(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Returns the gradients of inputs and parameters, in the graph's own memory."""
+        # What autograd took over as the gradient of an earlier call must outlive this one.
+        for parameter, grad in zip(self._parameters, self._grads, strict=True):
+            held = parameter.grad
+            if held is not None and held.data_ptr() == grad.data_ptr():
+                parameter.grad = held.clone()
+        given = [g for g, learns in zip(grads, self._learning, strict=True) if learns]
+        for mine, grad in zip(self._grad_outputs, given, strict=True):
+            mine.zero_() if grad is None else mine.copy_(grad)
+        self._backward.replay()
+        return [g if g is None else g.detach() for g in (*self._grad_inputs, *self._grads)]
+
+
+class _Call:
+    """A call that may be differentiated once; it lives as long as its node of autograd does."""
+
+    def __init__(self):
+        self.was_differentiated = False
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, capture: Capture, *tensors: Tensor):
+        ctx.set_materialize_grads(False)
+        ctx.capture, ctx.call = capture, _Call()
+        capture._replay_forward(tensors[: len(capture._inputs)])
+        capture._call = weakref.ref(ctx.call)
+        outputs = [y.clone() if y.numel() <= SMALL else y.detach() for y in capture._outputs]
+        ctx.mark_non_differentiable(
+            *(y for y, learns in zip(outputs, capture._learning, strict=True) if not learns)
+        )
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor | None):
+        if ctx.call.was_differentiated:
+            raise RuntimeError(
+                'a call of a CUDA graph can be differentiated once: its backward pass has reused '
+                'the memory of what it needs. Take the CUDAGraphHook out, or that part of it'
+            )
+        ctx.call.was_differentiated = True
+        return None, *ctx.capture._replay_backward(grads)
+
+
+def recover() -> None:
+    """Makes a GPU usable again after a capture that failed.
+
+    CUDA has ended that capture; torch's random numbers still wait for its end, which that of
+    another one is as well.
+    """
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with _graph(graph, torch.cuda.graph_pool_handle()):
+        torch.empty(1, device='cuda').zero_()
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x).copy_(x.detach()).requires_grad_(x.requires_grad)
+
+
+@contextmanager
+def _graph(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+    stream = torch.cuda.current_stream()
+    try:
+        # Other threads go on pinning memory for batches, and asking for the end of collectives.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):
+            yield
+    finally:
+        torch.cuda.set_stream(stream)  # which torch leaves out where a capture fails
+
+
+def _no_cache():
+    """Keeps autocast's casts of weights from being those of another call, or used by one."""
+    if not torch.is_autocast_enabled('cuda'):
+        return nullcontext()
+    dtype = torch.get_autocast_dtype('cuda')
+    return torch.autocast('cuda', dtype, cache_enabled=False)
+
+
+@contextmanager
+def _aliased(owner: nn.Module, aliases: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Has the modules of `owner` use aliases of their parameters."""
+    places = [
+        (module._parameters, name, parameter)
+        for module in owner.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter in aliases
+    ]
+    try:
+        for parameters, name, parameter in places:
+            parameters[name] = aliases[parameter]
+        yield
+    finally:
+        for parameters, name, parameter in places:
+            parameters[name] = parameter
+
+
+def _leaves(outputs: Iterable[Tensor]) -> set[int]:
+    """Returns the ids of the leaves that outputs are differentiable in."""
+    nodes = [y.grad_fn for y in outputs if y.grad_fn is not None]
+    leaves = {id(y) for y in outputs if y.grad_fn is None}
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name() == 'torch::autograd::AccumulateGrad':
+            leaves.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return leaves
