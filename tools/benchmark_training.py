@@ -7,7 +7,6 @@ optimizer and step allocate. Ratios are those of the first config to each.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,9 +30,12 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
+from kat_mm.graphs import graph_parts
 from kat_mm.openmmlab import config_checks, configs
+from kat_mm.openmmlab.hooks.cuda_graph import default_parts
 
 BASELINE = '(stock heads)'
+GRAPHS = '(CUDA graphs)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
@@ -41,17 +43,20 @@ COLUMNS = (
 )
 
 
-def build(config_path: str, args: argparse.Namespace, baseline: bool):
-    """Returns what makes one training step, over the batches in turn, its model and optimizer."""
+def build(config_path: str, args: argparse.Namespace, variant: str):
+    """Returns what makes one training step, over the batches in turn, and what it takes of a GPU.
+
+    The latter is a function of a warm model.
+    """
     config = configs.read_config(config_path, args.cfg_options)
-    if baseline:
+    if variant == BASELINE:
         for node in configs.nested(config.model, 'type'):
             node.type = str(node.type).removeprefix('Fused')
     if args.batch:
         config.train_dataloader.batch_size = args.batch
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
     config.log_level = 'WARNING'
-    config.experiment_name = f'{config_path.replace("/", "_")}_{baseline}'
+    config.experiment_name = f'{config_path.replace("/", "_")}_{variant}'
     if not args.random:
         config_checks.check_data(config, 'train')
     config_checks.check_pretrained(config)
@@ -66,6 +71,8 @@ def build(config_path: str, args: argparse.Namespace, baseline: bool):
     else:
         loader = iter(runner.build_dataloader(config.train_dataloader))
         loaded = [next(loader) for _ in range(args.batches)]
+    # The hook's, where there is a run.
+    graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
     steps = 0
 
     def step() -> None:
@@ -75,7 +82,11 @@ def build(config_path: str, args: argparse.Namespace, baseline: bool):
         if not torch.isfinite(loss):
             raise SystemExit(f'error: the loss became {loss.item()}')
 
-    return step, model, optimizer.optimizer
+    def usage() -> dict[str, float]:
+        held = graphs.held_bytes() if graphs else 0
+        return gpu_usage(step, owned_bytes(model, optimizer.optimizer) + held)
+
+    return step, usage
 
 
 def main():
@@ -89,6 +100,9 @@ def main():
     parser.add_argument(
         '--baseline', action='store_true', help='each config with the heads of mmseg itself, too'
     )
+    parser.add_argument(
+        '--graphs', action='store_true', help='each config by CUDA graphs, too (on a GPU)'
+    )
     parser.add_argument('--batch', type=positive, help="images in a batch, by default the config's")
     parser.add_argument(
         '--random', action='store_true', help='random images and label maps, for segmentors'
@@ -100,15 +114,17 @@ def main():
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
     figures, steps, usages = {}, {}, {}
-    subjects = {path: (path, False) for path in args.configs}
-    if args.baseline:
-        subjects |= {f'{path} {BASELINE}': (path, True) for path in args.configs}
-    for name, (path, baseline) in subjects.items():
+    variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
+    subjects = {
+        f'{path} {variant}'.strip(): (path, variant)
+        for variant in variants
+        for path in args.configs
+    }
+    for name, (path, variant) in subjects.items():
         torch.manual_seed(0)
-        steps[name], model, optimizer = build(path, args, baseline)
+        steps[name], usages[name] = build(path, args, variant)
         for _ in range(args.warmup):
             host_ms(steps[name], device)
-        usages[name] = partial(gpu_usage, steps[name], owned_bytes(model, optimizer))
     for name in subjects:  # when all are warm: what the first step of all allocates is nobody's
         figures[name] = usages[name]() if device.type == 'cuda' else {}
     with progress('steps', args.steps) as advance:

@@ -66,6 +66,7 @@ class Capture:
         self._outputs = [y.detach() for y in outputs]
         self._learning = [y.requires_grad for y in outputs]
         self._parameters: list[nn.Parameter] = []
+        self._grad_outputs: list[Tensor] = []
         self._backward: torch.cuda.CUDAGraph | None = None
         self._call: Callable[[], _Call | None] = lambda: None
         if any(self._learning):
@@ -98,6 +99,10 @@ class Capture:
                 named.update((p, grads[p]) for p in known)
         grads.update((p, g) for p, g in named.items() if p not in grads)
         self._parameters, self._grads = list(named), list(named.values())
+
+    def buffer_bytes(self) -> int:
+        """Returns the memory of what the host copies to, which is none of the pool's."""
+        return sum(x.nbytes for x in (*self._inputs, *self._grad_outputs))
 
     def is_pending(self) -> bool:
         """Tells whether a call waits for its backward pass, which needs what the graph wrote."""

@@ -131,7 +131,7 @@ class Graphed:
                 self.function, self._owner, args, self.pool, self._grads
             )
         except Exception as error:  # as a call without a graph shows, if it is not the graph's
-            reason = one_line(error)
+            reason = str(error)
             if not isinstance(error, CaptureError):
                 reason = one_line(error.__context__ or error)
                 recover()
@@ -177,11 +177,13 @@ class GraphedParts:
     def parts(self) -> list[Graphed]:
         return [graphed for _, _, graphed in self._places]
 
-    def reserved_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Returns the memory that the graphs hold, also between their runs."""
         pools = {graphed.pool for graphed in self.parts}
         segments = torch.cuda.memory_snapshot()
-        return sum(s['total_size'] for s in segments if s['segment_pool_id'] in pools)
+        held = sum(s['total_size'] for s in segments if s['segment_pool_id'] in pools)
+        captures = [c for graphed in self.parts for c in graphed.captures.values()]
+        return held + sum(capture.buffer_bytes() for capture in captures)
 
     def release(self) -> None:
         """Gives the model its own functions back, and frees the graphs."""

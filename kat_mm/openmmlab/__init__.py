@@ -40,10 +40,10 @@ when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losse
 when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
 
 __all__ = [
-    'CUDAGraphHook',
-    'DeferredRuntimeInfoHook',
     'GRKAN',
     'KAT',
+    'CUDAGraphHook',
+    'DeferredRuntimeInfoHook',
     'EpochSeedHook',
     'FiniteLossHook',
     'KATOptimWrapperConstructor',

@@ -1,6 +1,6 @@
 """The torch op kat_mm::upsample_argmax: the classes of resized logits, without these.
 
-Resized logits of 150 classes at 512 x 683 take 210 MB an image; the labels that they are for take 3.
+Resized logits of 150 classes at 512 x 683 take 210 MB an image, the labels for which they are, 3.
 """
 
 import torch

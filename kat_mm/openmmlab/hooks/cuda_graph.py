@@ -73,8 +73,8 @@ def default_parts(model: nn.Module) -> list[str]:
     Raises:
         ConfigError: for a model that has nothing of the kind.
     """
-    if hasattr(model, 'graph_parts'):
-        return list(model.graph_parts)
+    if own := getattr(model, 'graph_parts', ()):
+        return list(own)
     if not hasattr(model, 'extract_feat'):
         raise ConfigError(
             f'CUDAGraphHook: {type(model).__name__} has no extract_feat; name the parts to run by '

@@ -88,9 +88,9 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         wrapper = runner.optim_wrapper
-        if isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs:
-            if wrapper.clip_func is clip_grad_norm_:
-                wrapper.clip_func = self._clip
+        is_plain = isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs
+        if is_plain and wrapper.clip_func is clip_grad_norm_:
+            wrapper.clip_func = self._clip
 
     def _clip(self, *args, **kwargs) -> None:
         """Clips gradients, and keeps their norm, which OptimWrapper would read at once."""
