@@ -12,8 +12,9 @@ USES = {  # what each package of kat_mm may import of the others
     'weights': {'rational'},
     'fitting': {'rational'},
     'segmentation': {'rational'},
+    'graphs': set(),
     'models': PARTS,
-    'openmmlab': {*CORE, 'segmentation'},
+    'openmmlab': {*CORE, 'segmentation', 'graphs'},
     'benchmarking': CORE,
     'digits': CORE,
 }

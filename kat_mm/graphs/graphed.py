@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves
 
 from ..checks import check_int
 from ..errors import ConfigError, one_line
 from .capture import Capture, CaptureError, recover
+
+SYNCHRONISED = ('SyncBatchNorm', 'SyncBatchNorm2d', 'MMSyncBN')
 
 _logger = logging.getLogger(__name__)
 
@@ -122,11 +124,7 @@ class Graphed:
             self.pool, self._grads = torch.cuda.graph_pool_handle(), {}
         try:
             for module in self._modules:
-                if getattr(module, 'with_cp', False) and key[0]:
-                    raise CaptureError(
-                        f'{type(module).__name__} has with_cp=True, which draws random numbers a '
-                        'second time'
-                    )
+                _check(module, has_grad=key[0])
             self.captures[key] = self._capture(
                 self.function, self._owner, args, self.pool, self._grads
             )
@@ -149,6 +147,20 @@ class Graphed:
         self.captures.clear()
         self._calls.clear()
         self.pool = self._grads = None
+
+
+def _check(module: nn.Module, has_grad: bool) -> None:
+    """Refuses what would not fail, but wait for other processes or compute something else.
+
+    Raises:
+        CaptureError: for such a module.
+    """
+    kind = type(module).__name__
+    if has_grad and getattr(module, 'with_cp', False):
+        raise CaptureError(f'{kind} has with_cp=True, which draws random numbers a second time')
+    several = distributed.is_available() and distributed.is_initialized()
+    if kind in SYNCHRONISED and module.training and several and distributed.get_world_size() > 1:
+        raise CaptureError(f'{kind} shares statistics between processes; BN has its own in each')
 
 
 def _can_capture(leaves: Sequence) -> bool:

@@ -29,7 +29,7 @@ if find_spec('mmcv'):
 
 
 def _register_for_mmdet(_) -> None:
-    from . import instance_tta, roi_extractor  # noqa: F401
+    from . import instance_tta, pad_to_bucket, roi_extractor  # noqa: F401
 
 
 def _register_for_mmseg(_) -> None:
@@ -37,7 +37,7 @@ def _register_for_mmseg(_) -> None:
 
 
 when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')
-when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
+when_imported('mmdet.models', _register_for_mmdet, 'register its parts with mmdet')
 
 __all__ = [
     'GRKAN',

@@ -132,6 +132,17 @@ class TestWhichCallsRunByGraphs:
         assert not function.captures
         assert 'with_cp=True' in caplog.text
 
+    def test_norms_of_several_processes_run_without(self, caplog, monkeypatch):
+        model = nn.Sequential(nn.Linear(3, 2), nn.SyncBatchNorm(2))
+        monkeypatch.setattr(model[1], 'forward', lambda x: x)
+        monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+        monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+        function = graphed(model)
+        for _ in range(4):
+            function(torch.ones(4, 3))
+        assert not function.captures
+        assert 'SyncBatchNorm shares statistics between processes' in caplog.text
+
     def test_weights_that_move_make_new_graphs_and_then_none(self, caplog):
         linear = nn.Linear(3, 2)
         function = graphed(linear)
