@@ -167,6 +167,7 @@ def _can_capture(leaves: Sequence) -> bool:
     return (
         bool(leaves)
         and all(type(x) is Tensor and x.is_cuda and x.layout is torch.strided for x in leaves)
+        and all(x.device.index == torch.cuda.current_device() for x in leaves)
         and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()
         and not torch.is_inference_mode_enabled()

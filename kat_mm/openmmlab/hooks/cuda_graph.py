@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -56,7 +56,9 @@ class CUDAGraphHook(Hook):
         self._stop()
 
     def _start(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         parts = default_parts(model) if self.parts is None else self.parts
         if torch.cuda.is_available():
             self.graphed = graph_parts(model, parts, self.warmup, self.max_shapes)
