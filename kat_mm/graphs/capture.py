@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+Gradients = dict[tuple[nn.Parameter, tuple[int, ...]], Tensor]  # by parameter and strides
+
 SMALL = 2**16  # elements of an output that is copied, such as a loss that somebody keeps for a log
 
 
@@ -34,8 +36,7 @@ class Capture:
         args: inputs to be like.
         pool: where the graphs' memory is; graphs of a pool must not be between forward and backward
             at the same time.
-        grads: where the gradients of parameters are, once some capture of the pool has some; it
-            is filled.
+        grads: the gradients that graphs of the pool write, which is added to.
 
     Raises:
         CaptureError: for what can be told before.
@@ -48,7 +49,7 @@ class Capture:
         owner: nn.Module,
         args: Sequence,
         pool: tuple[int, int],
-        grads: dict[nn.Parameter, Tensor],
+        grads: Gradients,
     ):
         leaves, spec = tree_flatten(tuple(args))
         self._inputs = [_like(x) for x in leaves]
@@ -57,6 +58,7 @@ class Capture:
         # Aliases, whose autograd nodes belong to the stream of the capture, whatever else uses the
         # parameters: those of the parameters themselves may be another stream's.
         aliases = {p: p.detach().requires_grad_() for p in learned}
+        self._all_grads = grads
         self._forward = torch.cuda.CUDAGraph()
         with _aliased(owner, aliases), _graph(self._forward, pool), _no_cache():
             result = function(*tree_unflatten(self._inputs, spec))
@@ -70,14 +72,13 @@ class Capture:
         self._backward: torch.cuda.CUDAGraph | None = None
         self._call: Callable[[], _Call | None] = lambda: None
         if any(self._learning):
-            self._capture_backward(outputs, aliases, pool, grads)
+            self._capture_backward(outputs, aliases, pool)
 
     def _capture_backward(
         self,
         outputs: list[Tensor],
         aliases: dict[nn.Parameter, Tensor],
         pool: tuple[int, int],
-        grads: dict[nn.Parameter, Tensor],
     ) -> None:
         outputs = [y for y in outputs if y.requires_grad]
         sources = [x for x in self._inputs if x.requires_grad] + list(aliases.values())
@@ -90,15 +91,17 @@ class Capture:
         # Backward passes run outside of autocast.
         with torch.autocast('cuda', enabled=False), _graph(self._backward, pool):
             found = torch.autograd.grad(outputs, sources, self._grad_outputs, allow_unused=True)
-            found = iter(found)
+            found = iter(_apart(found, self._grad_outputs))
             self._grad_inputs = [next(found) if x.requires_grad else None for x in self._inputs]
-            named = {p: g for p, g in zip(aliases, found, strict=True) if g is not None}
-            known = [p for p in named if p in grads and grads[p].stride() == named[p].stride()]
+            new = {(p, g.stride()): g for p, g in zip(aliases, found, strict=True) if g is not None}
+            known = self._all_grads.keys() & new.keys()
             if known:  # one place for the gradients of all shapes
-                torch._foreach_copy_([grads[p] for p in known], [named[p] for p in known])
-                named.update((p, grads[p]) for p in known)
-        grads.update((p, g) for p, g in named.items() if p not in grads)
-        self._parameters, self._grads = list(named), list(named.values())
+                torch._foreach_copy_(
+                    [self._all_grads[key] for key in known], [new[key] for key in known]
+                )
+        self._all_grads.update({key: g for key, g in new.items() if key not in known})
+        self._parameters = [parameter for parameter, _ in new]
+        self._grads = [self._all_grads[key] for key in new]
 
     def buffer_bytes(self) -> int:
         """Returns the memory of what the host copies to, which is none of the pool's."""
@@ -122,6 +125,11 @@ class Capture:
         return tree_unflatten(_Replay.apply(self, *leaves, *self._parameters), self._spec)
 
     def _replay_forward(self, inputs: Sequence[Tensor]) -> None:
+        # What autograd took over as the gradient of an earlier call is in the memory of the graphs.
+        for (parameter, _), grad in self._all_grads.items():
+            held = parameter.grad
+            if held is not None and held.data_ptr() == grad.data_ptr():
+                parameter.grad = held.clone()
         with torch.no_grad():
             for mine, given in zip(self._inputs, inputs, strict=True):
                 mine.copy_(given, non_blocking=True)
@@ -129,11 +137,6 @@ class Capture:
 
     def _replay_backward(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Returns the gradients of inputs and parameters, in the graph's own memory."""
-        # What autograd took over as the gradient of an earlier call must outlive this one.
-        for parameter, grad in zip(self._parameters, self._grads, strict=True):
-            held = parameter.grad
-            if held is not None and held.data_ptr() == grad.data_ptr():
-                parameter.grad = held.clone()
         given = [g for g, learns in zip(grads, self._learning, strict=True) if learns]
         for mine, grad in zip(self._grad_outputs, given, strict=True):
             mine.zero_() if grad is None else mine.copy_(grad)
@@ -153,7 +156,9 @@ class _Replay(torch.autograd.Function):
     def forward(ctx, capture: Capture, *tensors: Tensor):
         ctx.set_materialize_grads(False)
         ctx.capture, ctx.call = capture, _Call()
-        capture._replay_forward(tensors[: len(capture._inputs)])
+        inputs = tensors[: len(capture._inputs)]
+        ctx.keeps = [x.is_leaf for x in inputs]  # whose gradients outlive the backward pass
+        capture._replay_forward(inputs)
         capture._call = weakref.ref(ctx.call)
         outputs = [y.clone() if y.numel() <= SMALL else y.detach() for y in capture._outputs]
         ctx.mark_non_differentiable(
@@ -170,7 +175,11 @@ class _Replay(torch.autograd.Function):
                 'the memory of what it needs. Take the CUDAGraphHook out, or that part of it'
             )
         ctx.call.was_differentiated = True
-        return None, *ctx.capture._replay_backward(grads)
+        found = ctx.capture._replay_backward(grads)
+        for i, keeps in enumerate(ctx.keeps):
+            if keeps and found[i] is not None:
+                found[i] = found[i].clone()
+        return None, *found
 
 
 def recover() -> None:
@@ -224,6 +233,20 @@ def _aliased(owner: nn.Module, aliases: dict[nn.Parameter, Tensor]) -> Iterator[
     finally:
         for parameters, name, parameter in places:
             parameters[name] = parameter
+
+
+def _apart(grads: Iterable[Tensor | None], others: Iterable[Tensor]) -> Iterator[Tensor | None]:
+    """Yields gradients, with a copy of each that shares memory with one before, or with others.
+
+    Whoever takes one over writes to it, as clipping does.
+    """
+    seen = {x.untyped_storage().data_ptr() for x in others}
+    for grad in grads:
+        if grad is not None:
+            if grad.untyped_storage().data_ptr() in seen:
+                grad = grad.clone()
+            seen.add(grad.untyped_storage().data_ptr())
+        yield grad
 
 
 def _leaves(outputs: Iterable[Tensor]) -> set[int]:

@@ -253,3 +253,44 @@ def test_deterministic_algorithms(monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert_same(*results)
+
+
+def test_gradients_that_are_one_tensor_are_clipped_once():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.ones(4)) for _ in range(2))
+
+        def forward(self, x):
+            return x * 3 + self.a + self.b
+
+    results = []
+    for graphs in (False, True):
+        net = Sum().cuda()
+        if graphs:
+            graphed(net, warmup=1)
+        for _ in range(3):
+            net.zero_grad()
+            net(torch.ones(4, device='cuda')).square().sum().backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        results.append([p.grad for p in net.parameters()])
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_gradients_outlive_later_calls():
+    """Until an update, whatever else runs by graphs of the same memory."""
+    results = []
+    for graphs in (False, True):
+        net, _ = make(dropout=0.0)
+        if graphs:
+            graphed(net, warmup=1)
+        sizes = (8, 8, 8, 12, 12, 8, 12, 8)
+        for size in sizes:
+            maps, means = net(torch.ones(2, 3, size, size, device='cuda'))
+            (maps.sum() + means.sum()).backward()
+            with torch.no_grad():
+                net(torch.ones(3, 3, size, size, device='cuda'))
+        results.append([p.grad for p in net.parameters() if p.grad is not None])
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
