@@ -13,8 +13,9 @@ USES = {  # what each package of kat_mm may import of the others
     'fitting': {'rational'},
     'segmentation': {'rational'},
     'detection': {'rational'},
+    'graphs': set(),
     'models': PARTS,
-    'openmmlab': {*CORE, 'segmentation', 'detection'},
+    'openmmlab': {*CORE, 'segmentation', 'detection', 'graphs'},
     'benchmarking': CORE,
     'digits': CORE,
 }

@@ -40,10 +40,13 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
+from kat_mm.graphs import graph_parts
 from kat_mm.openmmlab import config_checks, configs
+from kat_mm.openmmlab.hooks.cuda_graph import default_parts
 from kat_mm.openmmlab.stock import use_stock_parts
 
 BASELINE = '(stock)'
+GRAPHS = '(CUDA graphs)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
@@ -71,15 +74,15 @@ class Subject:
     loader: Callable[[], DataLoader]
 
 
-def build(config_path: str, args: argparse.Namespace, baseline: bool) -> Subject:
+def build(config_path: str, args: argparse.Namespace, variant: str) -> Subject:
     config = configs.read_config(config_path, args.cfg_options)
-    if baseline:
+    if variant == BASELINE:
         use_stock_parts(config)
     if args.batch:
         config.train_dataloader.batch_size = args.batch
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
     config.log_level = 'WARNING'
-    config.experiment_name = f'{config_path.replace("/", "_")}_{baseline}'
+    config.experiment_name = f'{config_path.replace("/", "_")}_{variant}'
     if not args.random:
         config_checks.check_data(config, 'train')
     config_checks.check_pretrained(config)
@@ -94,6 +97,8 @@ def build(config_path: str, args: argparse.Namespace, baseline: bool) -> Subject
         loaded = random_batches(config, model, args.batches)
     else:
         loaded = list(islice(make_loader(), args.batches))
+    # The hook's, where there is a run.
+    graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
     turns = cycle(loaded)
 
     def step_on(batch: dict) -> None:
@@ -101,11 +106,14 @@ def build(config_path: str, args: argparse.Namespace, baseline: bool) -> Subject
         if not torch.isfinite(loss):
             raise SystemExit(f'error: the loss became {loss.item()}')
 
+    def held() -> int:
+        return owned_bytes(model, optimizer.optimizer) + (graphs.held_bytes() if graphs else 0)
+
     return Subject(
         step=lambda: step_on(next(turns)),
         step_on=step_on,
         batch=config.train_dataloader.batch_size,
-        held=partial(owned_bytes, model, optimizer.optimizer),
+        held=held,
         loader=make_loader,
     )
 
@@ -120,6 +128,9 @@ def main():
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
     parser.add_argument(
         '--baseline', action='store_true', help='each config with the parts of mm itself, too'
+    )
+    parser.add_argument(
+        '--graphs', action='store_true', help='each config by CUDA graphs, too (on a GPU)'
     )
     parser.add_argument('--batch', type=positive, help="images in a batch, by default the config's")
     parser.add_argument(
@@ -137,12 +148,11 @@ def main():
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
     figures, subjects = {}, {}
-    choices = {path: (path, False) for path in args.configs}
-    if args.baseline:
-        choices |= {f'{path} {BASELINE}': (path, True) for path in args.configs}
-    for name, (path, baseline) in choices.items():
+    variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
+    choices = {f'{p} {variant}'.strip(): (p, variant) for variant in variants for p in args.configs}
+    for name, (path, variant) in choices.items():
         torch.manual_seed(0)
-        subjects[name] = build(path, args, baseline)
+        subjects[name] = build(path, args, variant)
         for _ in range(args.warmup):
             host_ms(subjects[name].step, device)
     for name, subject in subjects.items():  # when all are warm: the first step's is nobody's

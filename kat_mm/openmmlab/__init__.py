@@ -15,6 +15,8 @@ from .backbone import KAT  # noqa: E402
 from .core_log import forward_core_log  # noqa: E402
 from .data_preprocessors import BatchedImgDataPreprocessor  # noqa: E402
 from .hooks.checkpoint import SafeCheckpointHook, latest_checkpoint  # noqa: E402
+from .hooks.cuda_graph import CUDAGraphHook  # noqa: E402
+from .hooks.deferred import DeferredRuntimeInfoHook  # noqa: E402
 from .hooks.epoch_seed import EpochSeedHook  # noqa: E402
 from .hooks.finite_loss import FiniteLossHook  # noqa: E402
 from .hooks.log_processor import MemoryLogProcessor  # noqa: E402
@@ -33,12 +35,13 @@ def _register_for_mmdet(_) -> None:
         batched_rpn,
         detection_data,
         instance_tta,
+        pad_to_bucket,
         roi_extractor,
     )
 
 
 def _register_for_mmseg(_) -> None:
-    from . import fused_heads, losses, segmentation_data  # noqa: F401
+    from . import fused_heads, fused_segmentor, losses, segmentation_data  # noqa: F401
 
 
 def _register_mmdets_transforms(_) -> None:
@@ -58,6 +61,8 @@ __all__ = [
     'GRKAN',
     'KAT',
     'BatchedImgDataPreprocessor',
+    'CUDAGraphHook',
+    'DeferredRuntimeInfoHook',
     'EpochSeedHook',
     'FiniteLossHook',
     'KATOptimWrapperConstructor',

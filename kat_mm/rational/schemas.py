@@ -67,6 +67,10 @@ SCHEMAS = {
         '(Tensor starts, Tensor table, Tensor polygons, Tensor vertices, Tensor boxes, '
         'Tensor images, Tensor instances, int height, int width) -> Tensor'
     ),
+    'upsample_argmax': (
+        '(Tensor logits, int via_height, int via_width, int top, int left, int window_height, '
+        'int window_width, int height, int width, bool align_corners=False) -> Tensor'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1
