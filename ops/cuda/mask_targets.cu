@@ -263,21 +263,20 @@ struct MaskOperands {
         boxes(make_contiguous(boxes)),
         images(make_contiguous(images)),
         instances(make_contiguous(instances)) {
-    STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && images.dim() == 1 &&
-                        instances.dim() == 1 && images.size(0) == boxes.size(0) &&
-                        instances.size(0) == boxes.size(0),
-                    "mask_targets: boxes must be [K, 4], images and instances [K]");
-    STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns,
-                    "mask_targets: the table must have ", columns, " columns");
-    STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float,
-                    "mask_targets: boxes must be float32");
+    KAT_MM_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && images.dim() == 1 &&
+                     instances.dim() == 1 && images.size(0) == boxes.size(0) &&
+                     instances.size(0) == boxes.size(0),
+                 "mask_targets: boxes must be [K, 4], images and instances [K]");
+    KAT_MM_CHECK(table.dim() == 2 && table.size(1) == columns, "mask_targets: the table must have ",
+                 columns, " columns");
+    KAT_MM_CHECK(boxes.scalar_type() == ScalarType::Float, "mask_targets: boxes must be float32");
     for (const Tensor* tensor : {&starts, &table, &images, &instances}) {
-      STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Long &&
-                          tensor->get_device_index() == boxes.get_device_index(),
-                      "mask_targets: indices and tables must be int64, on the boxes' device");
+      KAT_MM_CHECK(tensor->scalar_type() == ScalarType::Long &&
+                       tensor->get_device_index() == boxes.get_device_index(),
+                   "mask_targets: indices and tables must be int64, on the boxes' device");
     }
-    STD_TORCH_CHECK(height > 0 && width > 0 && height * width < (int64_t{1} << 24),
-                    "mask_targets: cannot make masks of ", height, " x ", width);
+    KAT_MM_CHECK(height > 0 && width > 0 && height * width < (int64_t{1} << 24),
+                 "mask_targets: cannot make masks of ", height, " x ", width);
   }
 
   Tensor empty_targets(int64_t height, int64_t width) const {
@@ -322,8 +321,8 @@ Tensor polygon_targets_cuda(Tensor starts, Tensor table, Tensor polygons, Tensor
   const int64_t count = of.boxes.size(0);
   if (count == 0) return targets;
   const int64_t words = ceil_divide(height, 32), shared = 2 * width * words * 4;
-  STD_TORCH_CHECK(shared <= kMaxShared, "mask_targets: masks of ", height, " x ", width,
-                  " do not fit into the GPU's shared memory");
+  KAT_MM_CHECK(shared <= kMaxShared, "mask_targets: masks of ", height, " x ", width,
+               " do not fit into the GPU's shared memory");
   polygon_kernel<<<grid_size(count), kPolygonThreads, shared, current_stream(boxes.get_device())>>>(
       of.pointers(), static_cast<const int64_t*>(polygons.data_ptr()),
       static_cast<const double*>(vertices.data_ptr()), static_cast<float*>(targets.data_ptr()),

@@ -175,20 +175,20 @@ __global__ void __launch_bounds__(kThreads)
 
 void check(const Tensor& boxes, const std::optional<Tensor>& valid, const Tensor& gt_boxes,
            const Tensor& gt_counts) {
-  STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && gt_boxes.dim() == 3 &&
-                      gt_boxes.size(2) == 4 && boxes.scalar_type() == ScalarType::Float &&
-                      gt_boxes.scalar_type() == ScalarType::Float &&
-                      (boxes.size(0) == 1 || boxes.size(0) == gt_boxes.size(0)),
-                  "max_iou_assign: boxes must be [B or 1, N, 4] and gt_boxes [B, G, 4], float32");
-  STD_TORCH_CHECK(gt_counts.dim() == 1 && gt_counts.size(0) == gt_boxes.size(0) &&
-                      gt_counts.scalar_type() == ScalarType::Long,
-                  "max_iou_assign: gt_counts must be [B] in int64");
-  STD_TORCH_CHECK(
+  KAT_MM_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && gt_boxes.dim() == 3 &&
+                   gt_boxes.size(2) == 4 && boxes.scalar_type() == ScalarType::Float &&
+                   gt_boxes.scalar_type() == ScalarType::Float &&
+                   (boxes.size(0) == 1 || boxes.size(0) == gt_boxes.size(0)),
+               "max_iou_assign: boxes must be [B or 1, N, 4] and gt_boxes [B, G, 4], float32");
+  KAT_MM_CHECK(gt_counts.dim() == 1 && gt_counts.size(0) == gt_boxes.size(0) &&
+                   gt_counts.scalar_type() == ScalarType::Long,
+               "max_iou_assign: gt_counts must be [B] in int64");
+  KAT_MM_CHECK(
       !valid || (valid->dim() == 2 && valid->size(0) == gt_boxes.size(0) &&
                  valid->size(1) == boxes.size(1) && valid->scalar_type() == ScalarType::Bool),
       "max_iou_assign: valid must be [B, N] of bool");
-  STD_TORCH_CHECK(boxes.size(1) < int64_t{kNever} && gt_boxes.size(0) < 65536,
-                  "max_iou_assign: too many boxes or images");
+  KAT_MM_CHECK(boxes.size(1) < int64_t{kNever} && gt_boxes.size(0) < 65536,
+               "max_iou_assign: too many boxes or images");
 }
 
 // Contiguous, and at an address that 16 bytes can be loaded from.

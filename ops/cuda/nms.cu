@@ -188,12 +188,12 @@ __global__ void __launch_bounds__(kResolveThreads)
 
 std::tuple<Tensor, Tensor> nms_cuda(Tensor boxes, Tensor order, std::optional<Tensor> valid,
                                     double iou_threshold, int64_t max_keep) {
-  STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && order.dim() == 2 &&
-                      order.size(0) == boxes.size(0) && order.size(1) == boxes.size(1) &&
-                      boxes.scalar_type() == ScalarType::Float &&
-                      order.scalar_type() == ScalarType::Long && max_keep >= 0,
-                  "nms: boxes must be [P, N, 4] in float32 and order [P, N] in int64");
-  STD_TORCH_CHECK(
+  KAT_MM_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && order.dim() == 2 &&
+                   order.size(0) == boxes.size(0) && order.size(1) == boxes.size(1) &&
+                   boxes.scalar_type() == ScalarType::Float &&
+                   order.scalar_type() == ScalarType::Long && max_keep >= 0,
+               "nms: boxes must be [P, N, 4] in float32 and order [P, N] in int64");
+  KAT_MM_CHECK(
       !valid || (valid->dim() == 2 && valid->size(0) == order.size(0) &&
                  valid->size(1) == order.size(1) && valid->scalar_type() == ScalarType::Bool),
       "nms: valid must be [P, N] of bool");
@@ -209,8 +209,8 @@ std::tuple<Tensor, Tensor> nms_cuda(Tensor boxes, Tensor order, std::optional<Te
   const int64_t words = ceil_divide(count, kWord), padded = words * kWord;
   const int64_t tiles = ceil_divide(padded, kRows);
   const int64_t shared = words * int64_t{sizeof(Word)};
-  STD_TORCH_CHECK(shared <= 47 * 1024, "nms: ", count, " boxes in a problem are more than ",
-                  47 * 1024 / sizeof(Word) * kWord);
+  KAT_MM_CHECK(shared <= 47 * 1024, "nms: ", count, " boxes in a problem are more than ",
+               47 * 1024 / sizeof(Word) * kWord);
   boxes = make_contiguous(boxes);
   if (reinterpret_cast<uintptr_t>(boxes.data_ptr()) % sizeof(float4) != 0) {
     Tensor aligned = empty<3>({problems, count, 4}, ScalarType::Float, boxes);

@@ -66,11 +66,11 @@ __global__ void __launch_bounds__(kThreads)
 
 Tensor paste_masks_cuda(Tensor masks, Tensor boxes, int64_t height, int64_t width,
                         double threshold) {
-  STD_TORCH_CHECK(masks.dim() == 3 && boxes.dim() == 2 && boxes.size(1) == 4 &&
-                      masks.size(0) == boxes.size(0) && masks.get_device() == boxes.get_device() &&
-                      masks.scalar_type() == ScalarType::Float &&
-                      boxes.scalar_type() == ScalarType::Float && height >= 0 && width >= 0,
-                  "paste_masks: masks must be [N, h, w] and boxes [N, 4], in float32");
+  KAT_MM_CHECK(masks.dim() == 3 && boxes.dim() == 2 && boxes.size(1) == 4 &&
+                   masks.size(0) == boxes.size(0) && masks.get_device() == boxes.get_device() &&
+                   masks.scalar_type() == ScalarType::Float &&
+                   boxes.scalar_type() == ScalarType::Float && height >= 0 && width >= 0,
+               "paste_masks: masks must be [N, h, w] and boxes [N, 4], in float32");
   const torch::stable::accelerator::DeviceGuard guard(masks.get_device_index());
   Tensor output = empty<3>({masks.size(0), height, width}, ScalarType::Bool, masks);
   if (output.numel() == 0) return output;

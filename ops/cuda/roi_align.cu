@@ -99,18 +99,17 @@ Tensor multilevel_roi_align_cuda(std::vector<Tensor> maps, Tensor rois,
                                         sampling_ratio, aligned, finest_scale);
   const torch::stable::accelerator::DeviceGuard guard(rois.get_device_index());
   const Tensor& first = maps[0];
-  STD_TORCH_CHECK(first.dim() == 4, "multilevel_roi_align: maps must be [B, C, H, W]");
+  KAT_MM_CHECK(first.dim() == 4, "multilevel_roi_align: maps must be [B, C, H, W]");
   const int64_t channels = first.size(1), count = rois.size(0);
   RoiLevels levels = {};
   levels.count = static_cast<int>(maps.size());
   levels.images = static_cast<int>(first.size(0));
   for (size_t i = 0; i < maps.size(); ++i) {
-    STD_TORCH_CHECK(maps[i].dim() == 4 && maps[i].size(0) == first.size(0) &&
-                        maps[i].size(1) == channels &&
-                        maps[i].scalar_type() == first.scalar_type() &&
-                        maps[i].get_device() == rois.get_device() && maps[i].numel() > 0,
-                    "multilevel_roi_align: maps must be [B, C, H, W] with the same B and C, of one "
-                    "dtype, not empty, and on the device of the RoIs");
+    KAT_MM_CHECK(maps[i].dim() == 4 && maps[i].size(0) == first.size(0) &&
+                     maps[i].size(1) == channels && maps[i].scalar_type() == first.scalar_type() &&
+                     maps[i].get_device() == rois.get_device() && maps[i].numel() > 0,
+                 "multilevel_roi_align: maps must be [B, C, H, W] with the same B and C, of one "
+                 "dtype, not empty, and on the device of the RoIs");
     maps[i] = make_channels_last(maps[i]);
     levels.level[i] = {maps[i].data_ptr(), static_cast<int>(maps[i].size(2)),
                        static_cast<int>(maps[i].size(3)), static_cast<float>(scales[i]), 0};

@@ -133,24 +133,23 @@ void dispatch_maps(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Float) return f(float{});
   if (dtype == ScalarType::Half) return f(__half{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{});
-  STD_TORCH_CHECK(false,
-                  "multilevel_roi_align: maps must be float32, float16 or bfloat16 on a GPU");
+  KAT_MM_CHECK(false, "multilevel_roi_align: maps must be float32, float16 or bfloat16 on a GPU");
 }
 
 inline RoiOptions check_rois(const Tensor& rois, const std::optional<Tensor>& levels, int64_t maps,
                              int64_t scales, int64_t height, int64_t width, int64_t sampling_ratio,
                              bool aligned, double finest_scale) {
-  STD_TORCH_CHECK(maps >= 1 && maps <= kMaxLevels && maps == scales,
-                  "multilevel_roi_align: there must be 1 to ", kMaxLevels,
-                  " maps and a scale for each, got ", maps, " and ", scales);
-  STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5 && rois.scalar_type() == ScalarType::Float,
-                  "multilevel_roi_align: rois must be [K, 5] in float32");
-  STD_TORCH_CHECK(!levels || (levels->dim() == 1 && levels->size(0) == rois.size(0) &&
-                              levels->scalar_type() == ScalarType::Long),
-                  "multilevel_roi_align: levels must be [K] in int64, for rois [K, 5]");
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= 32 && width <= 32,
-                  "multilevel_roi_align: on a GPU, output sizes lie between 1 and 32, got ", height,
-                  " x ", width);
+  KAT_MM_CHECK(maps >= 1 && maps <= kMaxLevels && maps == scales,
+               "multilevel_roi_align: there must be 1 to ", kMaxLevels,
+               " maps and a scale for each, got ", maps, " and ", scales);
+  KAT_MM_CHECK(rois.dim() == 2 && rois.size(1) == 5 && rois.scalar_type() == ScalarType::Float,
+               "multilevel_roi_align: rois must be [K, 5] in float32");
+  KAT_MM_CHECK(!levels || (levels->dim() == 1 && levels->size(0) == rois.size(0) &&
+                           levels->scalar_type() == ScalarType::Long),
+               "multilevel_roi_align: levels must be [K] in int64, for rois [K, 5]");
+  KAT_MM_CHECK(height >= 1 && width >= 1 && height <= 32 && width <= 32,
+               "multilevel_roi_align: on a GPU, output sizes lie between 1 and 32, got ", height,
+               " x ", width);
   return {static_cast<int>(height), static_cast<int>(width), static_cast<int>(sampling_ratio),
           aligned, static_cast<float>(finest_scale)};
 }

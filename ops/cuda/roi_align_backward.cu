@@ -238,10 +238,10 @@ Tensor turn(const Tensor& grad, cudaStream_t stream) {
 std::vector<Tensor> multilevel_roi_align_backward_cuda(
     Tensor grad, Tensor rois, std::optional<Tensor> level_of, std::vector<int64_t> sizes,
     double finest_scale, std::vector<double> scales, int64_t sampling_ratio, bool aligned) {
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == rois.size(0) && sizes.size() >= 5 &&
-                      sizes.size() % 3 == 2 && grad.size(1) == sizes[1] &&
-                      grad.get_device() == rois.get_device(),
-                  "multilevel_roi_align_backward: grad must be [K, C, h, w] for rois [K, 5]");
+  KAT_MM_CHECK(grad.dim() == 4 && grad.size(0) == rois.size(0) && sizes.size() >= 5 &&
+                   sizes.size() % 3 == 2 && grad.size(1) == sizes[1] &&
+                   grad.get_device() == rois.get_device(),
+               "multilevel_roi_align_backward: grad must be [K, C, h, w] for rois [K, 5]");
   const RoiOptions options =
       check_rois(rois, level_of, sizes.size() / 3, scales.size(), grad.size(2), grad.size(3),
                  sampling_ratio, aligned, finest_scale);

@@ -99,17 +99,17 @@ void dispatch_logits(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Half) return f(__half{}, float{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{}, float{});
   if (dtype == ScalarType::Double) return f(double{}, double{});
-  STD_TORCH_CHECK(false, "upsample_argmax: logits must be of a floating dtype");
+  KAT_MM_CHECK(false, "upsample_argmax: logits must be of a floating dtype");
 }
 
 Tensor upsample_argmax_cuda(Tensor logits, int64_t via_height, int64_t via_width, int64_t top,
                             int64_t left, int64_t window_height, int64_t window_width,
                             int64_t height, int64_t width, bool align_corners) {
-  STD_TORCH_CHECK(logits.dim() == 4 && logits.numel() > 0 && height > 0 && width > 0,
-                  "upsample_argmax: logits must be [B, C, h, w], and sizes above 0");
-  STD_TORCH_CHECK(top >= 0 && left >= 0 && window_height > 0 && window_width > 0 &&
-                      top + window_height <= via_height && left + window_width <= via_width,
-                  "upsample_argmax: the window must lie within what logits are resized to");
+  KAT_MM_CHECK(logits.dim() == 4 && logits.numel() > 0 && height > 0 && width > 0,
+               "upsample_argmax: logits must be [B, C, h, w], and sizes above 0");
+  KAT_MM_CHECK(top >= 0 && left >= 0 && window_height > 0 && window_width > 0 &&
+                   top + window_height <= via_height && left + window_width <= via_width,
+               "upsample_argmax: the window must lie within what logits are resized to");
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   logits = make_contiguous(logits);
   Tensor labels = empty<3>({logits.size(0), height, width}, ScalarType::Long, logits);
