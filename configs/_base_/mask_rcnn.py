@@ -15,8 +15,9 @@ model = dict(
         drop_path_rate=0.1,
     ),
     neck=dict(_delete_=True, type='RescalingFPN', in_channels=384, out_channels=256, num_outs=5),
-    rpn_head=dict(num_convs=2),
+    rpn_head=dict(type='BatchedRPNHead', num_convs=2),
     roi_head=dict(
+        type='BatchedRoIHead',
         bbox_roi_extractor=dict(type='FullPrecisionRoIExtractor'),
         mask_roi_extractor=dict(type='FullPrecisionRoIExtractor'),
     ),
