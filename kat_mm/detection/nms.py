@@ -8,6 +8,7 @@ from torch import Tensor
 from ..rational.op import library
 
 BLOCK = 64  # boxes that plain PyTorch resolves at a time
+MAX_BOXES = 47 * 1024 // 8 * 64  # of a problem on a GPU, whose bits fit into shared memory
 
 
 def nms(

@@ -3,8 +3,9 @@
 // 1. The boxes of each problem are put into the order of their scores.
 // 2. A thread has one box and tests 64 that come before it: bit c of overlaps[p][b][r] tells that
 //    box 64 b + c suppresses box r, if it is kept itself. One word for each (b, r), b <= r / 64.
-// 3. A block for each problem goes through its boxes, 64 at a time. Its first warp resolves them,
-//    while the other warps gather for the next 64 which of them the boxes kept so far suppress.
+// 3. A block for each problem goes through its boxes, 64 at a time. One of its first two warps
+//    resolves them, while the other reads what it needs for the next 64, and the other warps gather
+//    which of those the boxes kept so far suppress.
 #include "launch.cuh"
 
 namespace kat_mm {
@@ -47,6 +48,13 @@ __device__ __noinline__ bool overlaps_exactly(float4 a, float4 b, float threshol
   return intersection / (area_a + area_b - intersection) > threshold;
 }
 
+// The area of a box where an overlap with it can be above the threshold. That of one that is turned
+// over never is, as its intersections are empty; where it is not a number, nor is the IoU.
+__device__ __forceinline__ float area_of(float4 box) {
+  const float area = (box.z - box.x) * (box.w - box.y);
+  return area >= 0.0f ? area : area < 0.0f ? 0.0f : INFINITY;
+}
+
 // Most pairs are clear without a division: `low` and `high` are a bit below and above the
 // threshold.
 __global__ void __launch_bounds__(kRows)
@@ -62,13 +70,13 @@ __global__ void __launch_bounds__(kRows)
   if (threadIdx.x < kWord) {
     const float4 box = sorted[column * kWord + threadIdx.x];
     before[threadIdx.x] = box;
-    areas[threadIdx.x] = (box.z - box.x) * (box.w - box.y);
+    areas[threadIdx.x] = area_of(box);
   }
   __syncthreads();
   const int row = first + threadIdx.x;
   if (row >= padded || column > row / kWord) return;
   const float4 box = sorted[row];
-  const float area = (box.z - box.x) * (box.w - box.y);
+  const float area = area_of(box);
   unsigned above[2] = {0, 0}, unclear[2] = {0, 0};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -76,13 +84,12 @@ __global__ void __launch_bounds__(kRows)
     for (int c = 0; c < 32; ++c) {
       const float4 a = before[half * 32 + c];
       const float width = fmaxf(fminf(a.z, box.z) - fmaxf(a.x, box.x), 0.0f);
-      const float height = fmaxf(fminf(a.w, box.w) - fmaxf(a.y, box.y), 0.0f);
-      const float intersection = width * height;
+      const float height = fminf(a.w, box.w) - fmaxf(a.y, box.y);
+      const float intersection = width * height;  // negative where there is none is as good as 0
       const float united = areas[half * 32 + c] + area - intersection;
-      const bool is_above = intersection > 0.0f && intersection > high * united;
-      const bool is_below = intersection < low * united;
+      const bool is_above = intersection > high * united;
       if (is_above) above[half] |= 1u << c;
-      if (!is_above && !is_below) unclear[half] |= 1u << c;
+      if (!is_above && !(intersection < low * united)) unclear[half] |= 1u << c;
     }
   }
   const Word earlier = column == row / kWord ? (Word{1} << row % kWord) - 1 : ~Word{0};
@@ -106,41 +113,39 @@ __global__ void __launch_bounds__(kResolveThreads)
     resolve_kernel(const Word* __restrict__ overlaps, const Word* __restrict__ alive,
                    const int64_t* __restrict__ order, int64_t* __restrict__ indices,
                    int64_t* __restrict__ counts, int count, int words, int64_t max_keep) {
-  constexpr int kGatherWarps = kResolveThreads / 32 - 1;
+  constexpr int kGatherWarps = kResolveThreads / 32 - 2;
   extern __shared__ Word kept[];
   __shared__ Word suppressed[2];  // of the block that is resolved, and of the next
   const int64_t problem = blockIdx.x;
   const int64_t padded = int64_t{words} * kWord;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  overlaps += problem * words * padded;
+  overlaps += problem * words * padded + lane;
   alive += problem * words;
   order += problem * count;
   indices += problem * max_keep;
   if (threadIdx.x < 2) suppressed[threadIdx.x] = 0;
   __syncthreads();
 
-  // What the first warp reads for a block, a block ahead: its boxes against those of the block
-  // before it and against each other.
+  // What a resolving warp reads for its block, while the other one resolves the block before: which
+  // boxes of that block and of its own suppress its boxes, and which boxes they are.
   Word last[2] = {0, 0}, same[2] = {0, 0}, candidates = 0;
-  if (warp == 0) {
-    candidates = alive[0];
-    same[0] = overlaps[lane];
-    same[1] = overlaps[lane + 32];
-  }
+  int64_t ranked[2] = {0, 0};
+  const auto load_block = [&](int block) {
+    const int64_t begin = int64_t{block} * kWord;
+    candidates = alive[block];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Word* own = overlaps + block * padded + begin + 32 * i;
+      same[i] = own[0];
+      last[i] = block > 0 ? own[-padded] : 0;
+      ranked[i] = order[min(begin + lane + 32 * i, int64_t{count} - 1)];
+    }
+  };
+  if (warp == 0) load_block(0);
   int64_t total = 0;
   for (int block = 0; block < words && total < max_keep; ++block) {
-    const int64_t begin = int64_t{block} * kWord;
     const bool has_next = block + 1 < words;
-    if (warp == 0) {
-      Word next_last[2] = {0, 0}, next_same[2] = {0, 0}, next_candidates = 0;
-      if (has_next) {
-        next_candidates = alive[block + 1];
-        const Word* next = overlaps + block * padded + begin + kWord + lane;
-        next_last[0] = next[0];
-        next_last[1] = next[32];
-        next_same[0] = next[padded];
-        next_same[1] = next[padded + 32];
-      }
+    if (warp == block % 2) {
       const Word before = block > 0 ? kept[block - 1] : 0;
       candidates &= ~(suppressed[block % 2] | ballot(last[0] & before, last[1] & before));
       // Of boxes that each suppress the next, one more is right after each turn.
@@ -149,30 +154,26 @@ __global__ void __launch_bounds__(kResolveThreads)
         previous = keeps;
         keeps = candidates & ~ballot(same[0] & previous, same[1] & previous);
       } while (keeps != previous);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int bit = lane + 32 * i;
-        const int64_t place = total + __popcll(keeps & ((Word{1} << bit) - 1));
-        if ((keeps >> bit & 1) && place < max_keep) indices[place] = order[begin + bit];
-      }
-      __syncwarp();
       if (lane == 0) {
         kept[block] = keeps;
         suppressed[block % 2] = 0;
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        last[i] = next_last[i];
-        same[i] = next_same[i];
+        const int bit = lane + 32 * i;
+        const int64_t place = total + __popcll(keeps & ((Word{1} << bit) - 1));
+        if ((keeps >> bit & 1) && place < max_keep) indices[place] = ranked[i];
       }
-      candidates = next_candidates;
+    } else if (warp < 2 && has_next) {
+      load_block(block + 1);
     } else if (has_next) {
       Word hits[2] = {0, 0};
-      const Word* next = overlaps + begin + kWord + lane;
+      const Word* next = overlaps + int64_t{block + 1} * kWord;
 #pragma unroll 4
-      for (int column = warp - 1; column < block; column += kGatherWarps) {
-        hits[0] |= next[column * padded] & kept[column];
-        hits[1] |= next[column * padded + 32] & kept[column];
+      for (int column = warp - 2; column < block; column += kGatherWarps) {
+        const Word keeps = kept[column];
+        hits[0] |= next[column * padded] & keeps;
+        hits[1] |= next[column * padded + 32] & keeps;
       }
       const Word found = ballot(hits[0], hits[1]);
       if (lane == 0 && found) atomicOr(&suppressed[(block + 1) % 2], found);
@@ -232,7 +233,8 @@ std::tuple<Tensor, Tensor> nms_cuda(Tensor boxes, Tensor order, std::optional<Te
       static_cast<int>(count), static_cast<int>(padded));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   const float threshold = static_cast<float>(iou_threshold);
-  const float margin = std::abs(threshold) * 1e-5f;
+  // Below 0, any box suppresses all others but those whose IoU is not a number: none is clear.
+  const float margin = threshold < 0 ? INFINITY : threshold * 1e-5f;
   const dim3 pairs(grid_size(problems * tiles), static_cast<unsigned>(words));
   overlap_kernel<<<pairs, kRows, 0, stream>>>(static_cast<const float4*>(sorted.data_ptr()),
                                               static_cast<Word*>(overlaps.data_ptr()),

@@ -120,6 +120,25 @@ def test_losses_under_autocast_are_computed_in_full_precision(device):
         assert_close(losses[name], expected[name], 3e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_training_does_not_wait_for_the_gpu():
+    _, batched = heads('cuda')
+    maps, samples = batch('cuda')
+
+    def step():
+        losses, _ = batched.loss_and_predict(maps, samples)
+        sum(losses.values()).backward()
+
+    step()  # which copies the anchors of a cell
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
