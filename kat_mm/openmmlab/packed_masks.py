@@ -252,16 +252,17 @@ def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> Pa
     Raises:
         TypeError: if some are bitmaps and some polygons.
     """
+    device = torch.device(device)
     batches = [getattr(part, 'batch', None) or (None, None) for part in masks]
     batch = batches[0][0]
-    if batch is not None and batch.device == torch.device(device):
-        is_whole = len(batch.counts) == len(masks)
-        if is_whole and all(b is batch and i == n for n, (b, i) in enumerate(batches)):
+    is_whole = batch is not None and len(batch.counts) == len(masks)
+    if is_whole and all(b is batch and i == n for n, (b, i) in enumerate(batches)):
+        if batch.device.type == device.type and device.index in (None, batch.device.index):
             return batch
     packed = [PackedInstanceMasks.pack(part) for part in masks]
-    batch = cat_masks([part.packed for part in packed])
-    batch = batch.padded([(part.height, part.width) for part in packed])
-    if torch.device(device).type == 'cuda':
+    sizes = [(part.height, part.width) for part in packed]
+    batch = cat_masks([part.packed for part in packed], sizes)
+    if device.type == 'cuda':
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
 
