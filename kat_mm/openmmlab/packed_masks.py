@@ -255,10 +255,11 @@ def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> Pa
     device = torch.device(device)
     batches = [getattr(part, 'batch', None) or (None, None) for part in masks]
     batch = batches[0][0]
-    is_whole = batch is not None and len(batch.counts) == len(masks)
+    is_there = batch is not None and batch.device.type == device.type
+    is_there = is_there and device.index in (None, batch.device.index)
+    is_whole = is_there and len(batch.counts) == len(masks)
     if is_whole and all(b is batch and i == n for n, (b, i) in enumerate(batches)):
-        if batch.device.type == device.type and device.index in (None, batch.device.index):
-            return batch
+        return batch
     packed = [PackedInstanceMasks.pack(part) for part in masks]
     sizes = [(part.height, part.width) for part in packed]
     batch = cat_masks([part.packed for part in packed], sizes)
