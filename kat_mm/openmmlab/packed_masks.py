@@ -49,7 +49,8 @@ class PackedInstanceMasks(BaseInstanceMasks):
     """The packed masks of one image, with the methods and results of mmdet's masks.
 
     Padding is free; bitmaps are resized and flipped within their boxes; mask targets are computed
-    from what is packed. All else unpacks it.
+    from what is packed. All else unpacks it. Polygons are held in fp64, as COCO's are read: mmdet
+    rounds those of whole numbers whenever it scales them.
 
     Args:
         packed: the masks, of one image.
