@@ -5,10 +5,10 @@ _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 train_pipeline = [
     dict(type='LoadCheckedImage', backend_args={{_base_.backend_args}}),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackMasks'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
-    dict(type='PackMasks'),
 ]
 train_dataloader = dict(
     num_workers=4,

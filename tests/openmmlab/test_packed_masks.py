@@ -2,16 +2,21 @@
 
 import pickle
 
+import mmcv
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.transforms import Compose
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks, mask_target
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
-from kat_mm.detection import PackedBitmaps, PackedPolygons
+from kat_mm.detection import PackedBitmaps, PackedPolygons, pack_bitmaps
 from kat_mm.openmmlab.packed_masks import PackedInstanceMasks, packed_masks
 
 HEIGHT, WIDTH = 24, 40
@@ -56,6 +61,7 @@ def test_methods_of_mmdets_masks(masks, name):
     packed = PackedInstanceMasks.pack(masks)
     assert_same(getattr(packed, name)(*CALLS[name]), getattr(masks, name)(*CALLS[name]))
     np.testing.assert_array_equal(packed.areas, masks.areas)
+    assert torch.equal(packed.get_bboxes('hbox').tensor, masks.get_bboxes('hbox').tensor)
 
 
 def test_other_methods():
@@ -129,6 +135,14 @@ def test_a_batch_is_of_mmdets_or_packed_masks(masks):
     assert torch.equal(batch.buffer, again.buffer)
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, bool, np.int64, np.float32])
+def test_what_is_not_zero_is_of_the_instance(dtype):
+    bitmaps = np.random.default_rng(0).integers(0, 3, (3, HEIGHT, WIDTH)).astype(dtype)
+    bitmaps[:, :, :9] = bitmaps[1] = 0
+    packed = PackedInstanceMasks.pack(BitmapMasks(bitmaps, HEIGHT, WIDTH)).packed
+    assert torch.equal(packed.buffer, pack_bitmaps(torch.from_numpy(bitmaps)).buffer)
+
+
 def test_other_masks_are_refused():
     with pytest.raises(TypeError, match='BitmapMasks or PolygonMasks to be packed, got'):
         PackedInstanceMasks.pack(np.zeros((1, 2, 2)))
@@ -146,3 +160,55 @@ def test_transform_packs_the_masks_of_a_sample(masks):
     assert len(sample.ignored_instances.masks) == 0
     boxes_only = dict(data_samples=DetDataSample(gt_instances=InstanceData(labels=torch.zeros(2))))
     assert transform(boxes_only) is boxes_only
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    old=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    new=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    direction=st.sampled_from(['horizontal', 'vertical', 'diagonal']),
+)
+def test_boxes_are_resized_and_flipped_as_whole_masks(seed, old, new, direction):
+    rng = np.random.default_rng(seed)
+    bitmaps = np.zeros((3, *old), np.uint8)
+    for bitmap in bitmaps:
+        (y0, y1), (x0, x1) = (np.sort(rng.integers(0, side + 1, 2)) for side in old)
+        bitmap[y0:y1, x0:x1] = rng.random((y1 - y0, x1 - x0)) < 0.5
+    masks = BitmapMasks(bitmaps, *old)
+    packed = PackedInstanceMasks.pack(masks)
+    assert_same(packed.resize(new), masks.resize(new))
+    assert_same(packed.flip(direction), masks.flip(direction))
+    scale = (max(new) + 90, min(new) + 90)  # mmcv makes no image of less than a pixel
+    found = packed.rescale(scale).flip(direction).pad((400, 400))
+    assert isinstance(found, PackedInstanceMasks)
+    assert_same(found, masks.rescale(scale).flip(direction).pad((400, 400)))
+
+
+@pytest.mark.parametrize('place', [2, 5], ids=['early', 'late'])
+def test_pipelines_give_the_same_samples(place, tmp_path):
+    mmcv.imwrite(np.random.default_rng(0).integers(0, 255, (48, 64, 3)), str(tmp_path / 'a.png'))
+    polygons = [polygon.tolist() for (polygon,) in polygon_masks(4, (48, 64)).masks]
+    instances = [
+        dict(bbox=[1, 2, 30, 40], bbox_label=i, mask=[polygon], ignore_flag=int(i == 2))
+        for i, polygon in enumerate(polygons)
+    ]
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='Resize', scale=(133, 80), keep_ratio=True),
+        dict(type='RandomFlip', prob=1.0),
+        dict(type='PackDetInputs'),
+    ]
+    packing = [*steps[:place], dict(type='PackMasks'), *steps[place:]]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        stock, ours = (
+            Compose(pipeline)(
+                dict(img_path=str(tmp_path / 'a.png'), height=48, width=64, instances=instances)
+            )['data_samples']
+            for pipeline in (steps, packing)
+        )
+    for name in ('gt_instances', 'ignored_instances'):
+        assert isinstance(ours.get(name).masks, PackedInstanceMasks)
+        assert_same(ours.get(name).masks, stock.get(name).masks)
+        assert torch.equal(ours.get(name).bboxes.tensor, stock.get(name).bboxes.tensor)
