@@ -34,9 +34,14 @@ CUDA_SOURCES = [
         'upsample_cross_entropy',
         'nms',
         'max_iou',
+        'sample',
+        'top_k',
+        'decode_boxes',
+        'merge_levels',
     )
 ]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']
+CUDA_HEADERS = ('launch', 'reduce', 'resize', 'select')
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
@@ -154,7 +159,7 @@ def cuda_extension(cuda_home: str):
         f'kat_mm._C_cuda_{MARK}',
         CUDA_SOURCES,
         library_dirs=cuda_library_dirs(cuda_home),
-        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in ('launch', 'reduce', 'resize'))],
+        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in CUDA_HEADERS)],
         extra_compile_args={
             'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
             # Several architectures are compiled at a time, one for each core.
