@@ -38,10 +38,14 @@ CUDA_SOURCES = [
         'nms',
         'max_iou',
         'mask_targets',
+        'sample',
+        'top_k',
+        'decode_boxes',
+        'merge_levels',
     )
 ]
 HEADERS = ['ops/rational.h', 'ops/tensors.h']
-CUDA_HEADERS = ('launch', 'reduce', 'resize', 'roi_align')
+CUDA_HEADERS = ('launch', 'reduce', 'resize', 'roi_align', 'select')
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
