@@ -52,7 +52,8 @@ def _copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     places = [slice(*span) for span in pairwise([0, *ends])]
     if not places:
         return []
-    pinned = torch.empty(places[-1].stop, dtype=torch.uint8, pin_memory=True)
+    is_pinned = device.type == 'cuda'
+    pinned = torch.empty(places[-1].stop, dtype=torch.uint8, pin_memory=is_pinned)
     for dtype, place in zip(dtypes, places, strict=True):
         flat = [tensors[i].reshape(-1) for i in of_dtype[dtype]]
         torch.cat(flat, out=pinned[place].view(dtype))
