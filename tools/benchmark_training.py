@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from kat_mm.benchmarking.loading import loader_usage
+from kat_mm.benchmarking.loader import loader_usage
 from kat_mm.benchmarking.rows import (
     ORIGIN,
     add_step_ratios,

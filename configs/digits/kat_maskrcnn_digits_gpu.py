@@ -25,6 +25,7 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackMasks'),
     dict(type='RandomResize', scale=scale, ratio_range=(0.75, 1.0), keep_ratio=True),
     dict(type='PackDetInputs'),
 ]
@@ -40,6 +41,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=16,
     num_workers=12,
+    pin_memory=True,  # a thread of its own takes the batches from the workers
     dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))

@@ -19,7 +19,7 @@ train_pipeline = [
     dict(type='LoadCheckedLabelMap', num_classes=11),
     dict(type='RandomResize', scale=scale, ratio_range=(1.0, 1.25), keep_ratio=True),
     dict(type='RandomCrop', crop_size=scale),
-    dict(type='PackSegInputs'),
+    dict(type='PackByteSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),

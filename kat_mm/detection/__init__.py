@@ -18,6 +18,7 @@ from .max_iou import assign
 from .nms import nms
 from .paste_masks import paste_masks
 from .roi_align import multilevel_roi_align
+from .run_lengths import run_lengths
 from .sampling import sample
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     'pack_crops',
     'pack_polygons',
     'paste_masks',
+    'run_lengths',
     'sample',
 ]

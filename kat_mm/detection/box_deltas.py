@@ -4,12 +4,13 @@ Deltas are the shift of the centre, in units of the size of the box it is from, 
 the ratio of sizes; less `means`, divided by `stds`. Source: R-CNN, arXiv 1311.2524, appendix C.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .constants import constant
 
 MEANS, STDS = (0.0,) * 4, (1.0,) * 4
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # of sizes, which exp would make infinite
@@ -58,14 +59,3 @@ def decode(
     half = size * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * 0.5
     result = torch.cat([center - half, center + half], -1)
     return result if limits is None else torch.minimum(result.clamp(min=0), limits)
-
-
-def constant(values: Sequence[float], like: Tensor) -> Tensor:
-    """Returns numbers as a tensor on the device of another, to which they are copied only once."""
-    return _constant(tuple(values), like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=64)
-def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # of which a tensor could not take part in training
-        return torch.tensor(values, dtype=dtype, device=device)

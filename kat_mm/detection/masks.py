@@ -67,10 +67,13 @@ class PackedMasks:
     def padded(self: Masks, sizes: Sequence[tuple[int, int]]) -> Masks:
         """Returns the masks with other heights and widths of their images, which hold no more."""
         masks = self._with(self.buffer.clone())
+        masks._resize(sizes)
+        return masks
+
+    def _resize(self, sizes: Sequence[tuple[int, int]]) -> None:
         rows = [size for size, count in zip(sizes, self.counts, strict=True) for _ in range(count)]
         if rows:
-            masks.table[:, -2:] = torch.tensor(rows)
-        return masks
+            self.table[:, -2:] = torch.tensor(rows)
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,12 @@ def pack_polygons(instances: Sequence[Sequence[Tensor]], size: tuple[int, int]) 
     return PackedPolygons(torch.cat(buffer), (len(rows),), len(polygons))
 
 
-def cat_masks(parts: Sequence[Masks]) -> Masks:
+def cat_masks(parts: Sequence[Masks], sizes: Sequence[tuple[int, int]] | None = None) -> Masks:
     """Joins the masks of several images, all as bitmaps or all as polygons.
+
+    Args:
+        parts: masks of one image or more each.
+        sizes: other heights and widths of the images, which hold no more.
 
     Raises:
         TypeError: if some are bitmaps and some polygons.
@@ -226,22 +233,26 @@ def cat_masks(parts: Sequence[Masks]) -> Masks:
     starts = parts[0].buffer.new_tensor([0, *accumulate(counts)][:-1])
     tables = [part.table for part in parts]
     if kind is PackedBitmaps:
-        payloads = [part.words for part in parts]
-        tables = _shifted(tables, kind.shifts, map(len, payloads))
-        return kind(torch.cat([starts, *(table.flatten() for table in tables), *payloads]), counts)
-    vertices = [part.vertices for part in parts]
-    polygons = _shifted([part.polygon_table for part in parts], 0, map(len, vertices))
-    tables = _shifted(tables, kind.shifts, map(len, polygons))
-    flat = [*tables, *polygons, *(part.view(torch.int64) for part in vertices)]
-    buffer = torch.cat([starts, *(part.flatten() for part in flat)])
-    return kind(buffer, counts, sum(map(len, polygons)))
+        words = [part.words for part in parts]
+        table = _joined(tables, kind.shifts, words)
+        masks = kind(torch.cat([starts, table.flatten(), *words]), counts)
+    else:
+        vertices = [part.vertices for part in parts]
+        polygons = [part.polygon_table for part in parts]
+        table, outlines = _joined(tables, kind.shifts, polygons), _joined(polygons, 0, vertices)
+        flat = table.flatten(), outlines.flatten(), torch.cat(vertices).flatten().view(torch.int64)
+        masks = kind(torch.cat([starts, *flat]), counts, len(outlines))
+    if sizes is not None:
+        masks._resize(sizes)
+    return masks
 
 
-def _shifted(tables: Sequence[Tensor], column: int, lengths) -> list[Tensor]:
-    """Returns tables whose column counts on through the parts of those lengths."""
-    shifted = []
-    for table, shift in zip(tables, [0, *accumulate(lengths)], strict=False):
-        table = table.clone()
-        table[:, column] += shift
-        shifted.append(table)
-    return shifted
+def _joined(tables: Sequence[Tensor], column: int, payloads: Sequence[Tensor]) -> Tensor:
+    """Joins tables whose column counts on through the payloads."""
+    joined = torch.cat(list(tables))
+    before = [0, *accumulate(map(len, payloads))]
+    shifts = [
+        shift for shift, table in zip(before, tables, strict=False) for _ in range(len(table))
+    ]
+    joined[:, column] += joined.new_tensor(shifts)
+    return joined

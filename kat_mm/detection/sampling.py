@@ -1,8 +1,11 @@
-"""Draws positive and negative boxes at random, as mmdet's RandomSampler does, for a batch."""
+"""The torch op kat_mm::sample: random positive and negative boxes, as mmdet's RandomSampler's."""
 
 import torch
 from torch import Tensor
 
+from ..rational.op import library
+
+MOST = 4096  # samples of an image, which the kernel sorts in shared memory
 NOT_A_CANDIDATE = 2.0  # a key behind all keys
 
 
@@ -33,10 +36,17 @@ def sample(
     """
     if keys is None:
         keys = torch.rand(assigned.shape, device=assigned.device)
+    function = torch.ops.kat_mm.sample.default if num <= MOST else sample_reference
+    return function(assigned, keys.float(), num, int(num * pos_fraction), neg_pos_ub)
+
+
+def sample_reference(
+    assigned: Tensor, keys: Tensor, num: int, most_positive: int, neg_pos_ub: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the op in plain PyTorch."""
     count = assigned.shape[1]
     largest = min(num, count)
-    most_positive = min(int(num * pos_fraction), largest)
-    positive, is_positive = _smallest(keys, assigned > 0, most_positive)
+    positive, is_positive = _smallest(keys, assigned > 0, min(most_positive, largest))
     negative, is_negative = _smallest(keys, assigned == 0, largest)
     positives = is_positive.sum(1, keepdim=True)
     negatives = num - positives
@@ -48,8 +58,8 @@ def sample(
     # Behind all positive indices the negative ones, and behind those what is not taken.
     places = torch.cat(
         [
-            torch.where(is_positive, positive, 2 * count),
-            torch.where(is_negative, negative + count, 2 * count),
+            positive.masked_fill(~is_positive, 2 * count),
+            (negative + count).masked_fill(~is_negative, 2 * count),
         ],
         dim=1,
     )
@@ -63,5 +73,16 @@ def sample(
 
 def _smallest(keys: Tensor, is_candidate: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Returns the indices of the candidates with the smallest keys, and which are candidates."""
-    values, indices = keys.where(is_candidate, NOT_A_CANDIDATE).topk(most, 1, largest=False)
+    keys = keys.masked_fill(~is_candidate, NOT_A_CANDIDATE)
+    values, indices = keys.topk(most, 1, largest=False)
     return indices, values < NOT_A_CANDIDATE
+
+
+library.impl('sample', sample_reference, 'CompositeExplicitAutograd')
+
+
+@torch.library.register_fake('kat_mm::sample', lib=library)
+def _fake(assigned, keys, num, most_positive, neg_pos_ub):
+    shape = len(assigned), num
+    masks = [assigned.new_empty(shape, dtype=torch.bool) for _ in range(2)]
+    return assigned.new_empty(shape), *masks

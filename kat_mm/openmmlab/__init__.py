@@ -44,6 +44,10 @@ def _register_for_mmseg(_) -> None:
     from . import fused_heads, fused_segmentor, losses, segmentation_data  # noqa: F401
 
 
+def _register_mmdets_metric(_) -> None:
+    from . import coco_metric  # noqa: F401
+
+
 def _register_mmdets_transforms(_) -> None:
     from . import packed_masks  # noqa: F401
 
@@ -55,6 +59,7 @@ def _register_mmsegs_transforms(_) -> None:
 when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')
 when_imported('mmdet.models', _register_for_mmdet, 'register its heads and TTA with mmdet')
 when_imported('mmseg.datasets', _register_mmsegs_transforms, 'register its transforms with mmseg')
+when_imported('mmdet.evaluation', _register_mmdets_metric, 'register its metric with mmdet')
 when_imported('mmdet.datasets', _register_mmdets_transforms, 'register its transforms with mmdet')
 
 __all__ = [

@@ -25,7 +25,7 @@ from ..detection import mask_targets
 from ..errors import ConfigError
 from .packed_masks import packed_masks
 from .roi_extractor import is_poolable, pool_rois
-from .roi_losses import box_losses, box_targets, takes_rows
+from .roi_losses import box_losses, box_targets, mask_loss, takes_mask_rows, takes_rows
 from .roi_predictions import paste_predictions, predict_boxes, takes_masks, takes_predictions
 from .roi_samples import RoISamples, draw_samples, padded_proposals
 
@@ -33,6 +33,12 @@ from .roi_samples import RoISamples, draw_samples, padded_proposals
 @MODELS.register_module()
 class BatchedRoIHead(StandardRoIHead):
     """mmdet's StandardRoIHead, computed for all images and levels together; takes its arguments.
+
+    Args:
+        padded_masks: whether the mask branch takes as many rows as there can be positive samples,
+            so that the host waits for nothing. It is for small batches, where the GPU would run out
+            of work; in large ones the rows without a mask cost more.
+        args, kwargs: those of StandardRoIHead.
 
     Losses, accuracy and gradients are those of StandardRoIHead, given the same draws of samples,
     which are made on the GPU. Coordinates of RoIs stay fp32 under autocast. The host waits once for
@@ -50,8 +56,9 @@ class BatchedRoIHead(StandardRoIHead):
             own: StandardRoIHead takes them.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, padded_masks: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        self.padded_masks = padded_masks
         if reason := self._unsupported():
             raise ConfigError(f'{type(self).__name__}: {reason}; use StandardRoIHead')
 
@@ -122,11 +129,16 @@ class BatchedRoIHead(StandardRoIHead):
             x = [level.contiguous(memory_format=torch.channels_last) for level in x]
         samples = self._draw(rpn_results_list, gt_instances, x[0].device)
         images = len(batch_data_samples)
-        if not takes_rows(self.bbox_head):
+        is_whole = takes_rows(self.bbox_head)  # with rows that fill up
+        if not is_whole:
             samples = samples.without_filling()
-        counts = _Counts(samples, images) if self.with_mask else None
-        losses, features = self._box_losses(x, samples)
-        if self.with_mask:
+        takes_all = self.padded_masks and is_whole and self.with_mask
+        takes_all = takes_all and takes_mask_rows(self.mask_head)
+        counts = _Counts(samples, images) if self.with_mask and not takes_all else None
+        losses, features = self._box_losses(x, samples, is_whole)
+        if takes_all:
+            losses |= self._padded_mask_losses(x, samples, images, features, gt_instances)
+        elif self.with_mask:
             losses |= self._mask_losses(x, samples, counts, features, gt_instances)
         return losses
 
@@ -135,12 +147,14 @@ class BatchedRoIHead(StandardRoIHead):
             proposals, gt_instances, self.bbox_assigner, self.bbox_sampler, device, keys
         )
 
-    def _box_losses(self, x, samples: RoISamples) -> tuple[dict[str, Tensor], Tensor]:
+    def _box_losses(
+        self, x, samples: RoISamples, is_whole: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
         head, rois = self.bbox_head, samples.rois()
         results = self._bbox_forward(x, rois)
         targets = box_targets(head, samples, self.train_cfg.pos_weight)
         prediction = results['cls_score'], results['bbox_pred']
-        if takes_rows(head):
+        if is_whole:
             losses = box_losses(head, *prediction, samples, targets)
         else:
             losses = head.loss(*prediction, rois, *targets)
@@ -160,29 +174,49 @@ class BatchedRoIHead(StandardRoIHead):
         prediction = results['mask_preds']
         if not len(rows):
             return {'loss_mask': prediction.sum()}
-        targets = self._mask_targets(positives, per_image, gt_instances)
-        labels = positives.gt_labels
-        if self.mask_head.class_agnostic:
-            labels = torch.zeros_like(labels)
-        return {'loss_mask': self.mask_head.loss_mask(prediction, targets, labels)}
-
-    def _mask_targets(self, positives: RoISamples, per_image: list[int], gt_instances) -> Tensor:
-        """Returns what FCNMaskHead.get_targets does, [P, *mask_size] in fp32."""
-        masks = [instances.masks for instances in gt_instances]
-        is_binary = not self.train_cfg.get('soft_mask_target', False)
         try:
-            packed = packed_masks(masks, positives.boxes.device)
+            targets = self._mask_targets(positives, positives.gt_indices, gt_instances)
         except TypeError:  # of another kind than bitmaps or polygons, or both in a batch
-            boxes = positives.boxes.split(per_image)
-            return mask_target(boxes, positives.gt_indices.split(per_image), masks, self.train_cfg)
-        return mask_targets(
-            packed,
-            positives.boxes,
-            positives.images,
-            positives.gt_indices,
-            _pair(self.train_cfg.mask_size),
-            is_binary,
-        )
+            boxes, indices = (v.split(per_image) for v in (positives.boxes, positives.gt_indices))
+            masks = [instances.masks for instances in gt_instances]
+            targets = mask_target(boxes, indices, masks, self.train_cfg)
+        return {
+            'loss_mask': self.mask_head.loss_mask(prediction, targets, self._classes(positives))
+        }
+
+    def _padded_mask_losses(
+        self, x, samples: RoISamples, images: int, bbox_feats: Tensor, gt_instances
+    ) -> dict[str, Tensor]:
+        """Computes the mask loss of all rows that could be positive, by their number."""
+        most = int(self.bbox_sampler.num * self.bbox_sampler.pos_fraction)
+        rows = samples.first_of_images(images, most)
+        rows.is_sampled = rows.is_positive
+        if self.share_roi_extractor:
+            of_images = bbox_feats.unflatten(0, (images, -1))[:, :most]
+            prediction = self.mask_head(of_images.flatten(0, 1))
+        else:
+            prediction = self._mask_forward(x, rows.rois())['mask_preds']
+        indices = torch.where(rows.is_positive, rows.gt_indices, -1)
+        targets = self._mask_targets(rows, indices, gt_instances)
+        classes = self._classes(rows)
+        return {
+            'loss_mask': mask_loss(self.mask_head, prediction, targets, classes, rows.is_positive)
+        }
+
+    def _classes(self, rows: RoISamples) -> Tensor:
+        labels = rows.gt_labels
+        return torch.zeros_like(labels) if self.mask_head.class_agnostic else labels
+
+    def _mask_targets(self, rows: RoISamples, indices: Tensor, gt_instances) -> Tensor:
+        """Returns what FCNMaskHead.get_targets does, [R, *mask_size] in fp32.
+
+        Raises:
+            TypeError: for masks that are neither bitmaps nor polygons, and for both in a batch.
+        """
+        is_binary = not self.train_cfg.get('soft_mask_target', False)
+        packed = packed_masks([instances.masks for instances in gt_instances], rows.boxes.device)
+        size = _pair(self.train_cfg.mask_size)
+        return mask_targets(packed, rows.boxes, rows.images, indices, size, is_binary)
 
     # --- prediction ------------------------------------------------------------------------------
 

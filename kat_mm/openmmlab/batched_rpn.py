@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..detection import assign, box_deltas, sample
+from . import batched_rpn_layers as layers
 from .anchor_grid import AnchorGrid, Grid, valid_anchors
 from .batched_rpn_checks import check_head, takes_cfg
 from .batched_rpn_losses import box_loss, classification_loss
@@ -49,6 +50,27 @@ class BatchedRPNHead(RPNHead):
         """Draws a number in [0, 1) for each anchor; the smallest ones decide which are sampled."""
         return torch.rand(shape, device=device)
 
+    def loss(self, x: tuple[Tensor], batch_data_samples: list) -> dict[str, Tensor]:
+        gt, ignored, metas = unpack_gt_instances(batch_data_samples)
+        if self._heeds_ignored(ignored):
+            return super().loss(x, batch_data_samples)
+        return self._loss(*self._outputs(x), gt, metas)
+
+    def loss_and_predict(
+        self, x: tuple[Tensor], batch_data_samples: list, proposal_cfg=None
+    ) -> tuple[dict[str, Tensor], list]:
+        gt, ignored, metas = unpack_gt_instances(batch_data_samples)
+        if self._heeds_ignored(ignored) or not self._can_propose(proposal_cfg):
+            return super().loss_and_predict(x, batch_data_samples, proposal_cfg)
+        outputs = self._outputs(x)
+        return self._loss(*outputs, gt, metas), self._propose(*outputs, metas, proposal_cfg)
+
+    def predict(self, x: tuple[Tensor], batch_data_samples: list, rescale: bool = False) -> list:
+        if not self._can_propose(None):
+            return super().predict(x, batch_data_samples, rescale)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        return self._propose(*self._outputs(x), metas, rescale=rescale)
+
     def loss_by_feat(
         self,
         cls_scores: list[Tensor],
@@ -65,10 +87,8 @@ class BatchedRPNHead(RPNHead):
                 batch_img_metas,
                 batch_gt_instances_ignore,
             )
-        scores, deltas = _flatten(cls_scores, bbox_preds)
-        return self._loss(
-            scores, deltas, self._grid(cls_scores), batch_gt_instances, batch_img_metas
-        )
+        outputs = *layers.flatten(cls_scores, bbox_preds), self._grid(cls_scores)
+        return self._loss(*outputs, batch_gt_instances, batch_img_metas)
 
     def predict_by_feat(
         self,
@@ -84,23 +104,15 @@ class BatchedRPNHead(RPNHead):
             return super().predict_by_feat(
                 cls_scores, bbox_preds, score_factors, batch_img_metas, cfg, rescale, with_nms
             )
-        scores, deltas = _flatten(cls_scores, bbox_preds)
-        return self._propose(scores, deltas, self._grid(cls_scores), batch_img_metas, cfg, rescale)
+        outputs = *layers.flatten(cls_scores, bbox_preds), self._grid(cls_scores)
+        return self._propose(*outputs, batch_img_metas, cfg, rescale)
 
-    def loss_and_predict(
-        self, x: tuple[Tensor], batch_data_samples: list, proposal_cfg=None
-    ) -> tuple[dict[str, Tensor], list]:
-        gt, ignored, metas = unpack_gt_instances(batch_data_samples)
-        if self._heeds_ignored(ignored) or not self._can_propose(proposal_cfg):
-            return super().loss_and_predict(x, batch_data_samples, proposal_cfg)
-        cls_scores, bbox_preds = self(x)
-        grid = self._grid(cls_scores)
-        scores, deltas = _flatten(cls_scores, bbox_preds)
-        losses = self._loss(scores, deltas, grid, gt, metas)
-        return losses, self._propose(scores, deltas, grid, metas, proposal_cfg)
+    def _outputs(self, x: tuple[Tensor]) -> tuple[Tensor, Tensor, Grid]:
+        """Computes scores [B, N, C] and deltas [B, N, 4] of all anchors."""
+        return *layers.outputs(self, x), self._grid(x)
 
-    def _grid(self, cls_scores: list[Tensor]) -> Grid:
-        return self.grid([x.shape[-2:] for x in cls_scores], cls_scores[0].device)
+    def _grid(self, maps: list[Tensor]) -> Grid:
+        return self.grid([x.shape[-2:] for x in maps], maps[0].device)
 
     def _heeds_ignored(self, ignored: list | None) -> bool:
         has_any = any(gt is not None and len(gt.bboxes) for gt in ignored or ())
@@ -131,7 +143,7 @@ class BatchedRPNHead(RPNHead):
             factor = (positives.clamp(min=1) + (sampled - positives).clamp(min=1)).sum()
             weight = is_sampled.float()
             if self.train_cfg['pos_weight'] > 0:
-                weight = weight.where(~is_positive, self.train_cfg['pos_weight'])
+                weight = weight.masked_fill(is_positive, self.train_cfg['pos_weight'])
             classification = classification_loss(
                 self.loss_cls, scores, labels.flatten(), weight.flatten(), factor
             )
@@ -178,7 +190,7 @@ class BatchedRPNHead(RPNHead):
         anchors = grid.anchors[indices]
         of_box = of_gt[..., None].expand(-1, -1, 4)
         gt_boxes = gt_boxes.gather(1, of_box).where(is_positive[..., None], anchors)
-        labels = gt_labels.gather(1, of_gt).where(is_positive, self.num_classes)
+        labels = gt_labels.gather(1, of_gt).masked_fill(~is_positive, self.num_classes)
         return anchors, gt_boxes, labels, is_positive, is_sampled, indices
 
     def _box_targets(
@@ -223,14 +235,3 @@ class BatchedRPNHead(RPNHead):
                 limits=numbers[:, :2].repeat(1, 2),
                 factors=numbers[:, 2:].repeat(1, 2) if rescale else None,
             )
-
-
-def _flatten(cls_scores: list[Tensor], bbox_preds: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns scores [B, N, C] and deltas [B, N, 4], in the order of the anchors."""
-    anchors = bbox_preds[0].shape[1] // 4
-    return tuple(
-        torch.cat(
-            [x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1] // anchors) for x in maps], 1
-        )
-        for maps in (cls_scores, bbox_preds)
-    )

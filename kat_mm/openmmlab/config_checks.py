@@ -126,7 +126,10 @@ def _is_coco(dataset: BaseDataset) -> bool:
 def _is_coco_metric(metric: ConfigDict) -> bool:
     from mmdet.evaluation import CocoMetric
 
-    return metric.get('type') in ('CocoMetric', 'mmdet.CocoMetric', CocoMetric)
+    from .coco_metric import RunLengthCocoMetric
+
+    names = ('CocoMetric', 'mmdet.CocoMetric', 'RunLengthCocoMetric')
+    return metric.get('type') in (*names, CocoMetric, RunLengthCocoMetric)
 
 
 def _missing_data(root: str, path: Path) -> str:

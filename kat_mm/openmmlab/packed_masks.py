@@ -49,7 +49,8 @@ class PackedInstanceMasks(BaseInstanceMasks):
     """The packed masks of one image, with the methods and results of mmdet's masks.
 
     Padding is free; bitmaps are resized and flipped within their boxes; mask targets are computed
-    from what is packed. All else unpacks it.
+    from what is packed. All else unpacks it. Polygons are held in fp64, as COCO's are read: mmdet
+    rounds those of whole numbers whenever it scales them.
 
     Args:
         packed: the masks, of one image.
@@ -252,16 +253,18 @@ def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> Pa
     Raises:
         TypeError: if some are bitmaps and some polygons.
     """
+    device = torch.device(device)
     batches = [getattr(part, 'batch', None) or (None, None) for part in masks]
     batch = batches[0][0]
-    if batch is not None and batch.device == torch.device(device):
-        is_whole = len(batch.counts) == len(masks)
-        if is_whole and all(b is batch and i == n for n, (b, i) in enumerate(batches)):
-            return batch
+    is_there = batch is not None and batch.device.type == device.type
+    is_there = is_there and device.index in (None, batch.device.index)
+    is_whole = is_there and len(batch.counts) == len(masks)
+    if is_whole and all(b is batch and i == n for n, (b, i) in enumerate(batches)):
+        return batch
     packed = [PackedInstanceMasks.pack(part) for part in masks]
-    batch = cat_masks([part.packed for part in packed])
-    batch = batch.padded([(part.height, part.width) for part in packed])
-    if torch.device(device).type == 'cuda':
+    sizes = [(part.height, part.width) for part in packed]
+    batch = cat_masks([part.packed for part in packed], sizes)
+    if device.type == 'cuda':
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
 

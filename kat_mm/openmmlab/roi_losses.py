@@ -1,14 +1,16 @@
-"""The losses of mmdet's box heads over rows of samples, some of which count nothing.
+"""The losses of mmdet's box and mask heads over rows of samples, some of which count nothing.
 
 mmdet picks positive rows by a boolean index, and asks the device whether there are any; here all
 rows take part, and masks say what counts.
 """
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.losses import CrossEntropyLoss, L1Loss, SmoothL1Loss
 from mmdet.models.losses.smooth_l1_loss import l1_loss, smooth_l1_loss
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
-from torch import Tensor
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from torch import Tensor, nn
 
 from ..detection import box_deltas
 from .roi_samples import RoISamples
@@ -30,8 +32,19 @@ def takes_rows(head: BBoxHead) -> bool:
         and not head.reg_decoded_bbox
         and head.with_cls
         and head.with_reg
-        and not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in head.modules())
+        and not _has_batch_norm(head)
     )
+
+
+def takes_mask_rows(head: FCNMaskHead) -> bool:
+    """Returns whether `mask_loss` computes the loss of a head."""
+    loss = head.loss_mask
+    is_known = type(loss) is CrossEntropyLoss and loss.use_mask and loss.class_weight is None
+    return is_known and loss.ignore_index is None and not _has_batch_norm(head)
+
+
+def _has_batch_norm(head: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in head.modules())
 
 
 def box_targets(head: BBoxHead, samples: RoISamples, pos_weight: float) -> tuple[Tensor, ...]:
@@ -80,3 +93,20 @@ def box_losses(
         prediction.float(), box_target, box_weights, avg_factor=count, **options
     )
     return losses
+
+
+def mask_loss(
+    head: FCNMaskHead, mask_preds: Tensor, targets: Tensor, labels: Tensor, is_positive: Tensor
+) -> Tensor:
+    """Computes what a mask head's loss is of the rows that are positive; 0 if there is none.
+
+    Args:
+        mask_preds: [R, 1 or classes, h, w], logits.
+        targets: [R, h, w].
+        labels: [R], the class of each row.
+        is_positive: [R].
+    """
+    rows = torch.arange(len(labels), device=labels.device)
+    each = F.binary_cross_entropy_with_logits(mask_preds[rows, labels], targets, reduction='none')
+    total = torch.where(is_positive, each.mean((1, 2)), 0).sum()
+    return head.loss_mask.loss_weight * (total / is_positive.sum().clamp(min=1))[None]

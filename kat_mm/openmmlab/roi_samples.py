@@ -47,6 +47,14 @@ class RoISamples:
         """Returns the rows that are boxes, for which the host must wait for the device."""
         return self[self.is_sampled.nonzero()[:, 0]]
 
+    def first_of_images(self, images: int, count: int) -> 'RoISamples':
+        """Returns the first rows of each image, among which are all positive ones."""
+
+        def first(values: Tensor) -> Tensor:
+            return values.view(images, -1, *values.shape[1:])[:, :count].flatten(0, 1)
+
+        return replace(self, **{f.name: first(getattr(self, f.name)) for f in fields(self)})
+
     def positives_first(self) -> Tensor:
         """Returns the indices of all rows, those of positive ones in front and in their order."""
         return torch.sort(~self.is_positive, stable=True).indices

@@ -54,6 +54,19 @@ SCHEMAS = {
         '(Tensor boxes, Tensor order, Tensor? valid, float iou_threshold, int max_keep) '
         '-> (Tensor, Tensor)'
     ),
+    'top_k': '(Tensor scores, int[] sizes, int most) -> (Tensor, Tensor)',
+    'decode_boxes': (
+        '(Tensor anchors, Tensor deltas, Tensor indices, int[] sizes, Tensor limits, '
+        'Tensor? factors, float[] means, float[] stds, float min_size) -> (Tensor, Tensor, Tensor)'
+    ),
+    'merge_levels': (
+        '(Tensor boxes, Tensor scores, Tensor kept, Tensor counts, int limit) '
+        '-> (Tensor, Tensor, Tensor)'
+    ),
+    'sample': (
+        '(Tensor assigned, Tensor keys, int num, int most_positive, float neg_pos_ub) '
+        '-> (Tensor, Tensor, Tensor)'
+    ),
     'max_iou_assign': (
         '(Tensor boxes, Tensor? valid, Tensor gt_boxes, Tensor gt_counts, float pos_iou, '
         'float neg_low, float neg_high, float min_pos_iou, bool match_low_quality, '

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from boxes import random_boxes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mmdet.models.task_modules.assigners import MaxIoUAssigner
 from mmengine.structures import InstanceData
 
@@ -51,6 +53,41 @@ def test_equals_mmdet(device, name, shared, count, most):
         for one, other in zip(found, wanted, strict=True):
             assert torch.equal(one, other)
     assert set(found[0].unique().tolist()) >= {-1, 0, 1}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    count=st.integers(1, 300),
+    most=st.integers(1, 20),
+    pos=st.sampled_from([0.25, 0.5, 0.7]),
+    low=st.sampled_from([0.0, 0.1]),
+    high=st.sampled_from([0.25, 0.3]),
+    least=st.sampled_from([0.0, 0.25, 0.3]),
+    low_quality=st.booleans(),
+    assign_all=st.booleans(),
+    grid=st.integers(2, 16),
+    seed=st.integers(0, 999),
+)
+def test_any_options(
+    device, count, most, pos, low, high, least, low_quality, assign_all, grid, seed
+):
+    torch.manual_seed(seed)
+    boxes, gt_boxes = (random_boxes(2, n, grid=grid).to(device) for n in (count, most))
+    counts = torch.randint(most + 1, (2,), device=device)
+    valid = torch.rand(2, count, device=device) < 0.8
+    valid[:, 0] = True
+    options = dict(
+        pos_iou_thr=pos,
+        neg_iou_thr=(low, high),
+        min_pos_iou=least,
+        match_low_quality=low_quality,
+        gt_max_assign_all=assign_all,
+    )
+    found = ours(boxes, valid, gt_boxes, counts, **options)
+    for one, other in zip(found, expected(boxes, valid, gt_boxes, counts, **options), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_real_coordinates(device):

@@ -42,13 +42,14 @@ def expected(assigned, keys, **options):
         dict(num=64, pos_fraction=1.0),
     ],
 )
-@pytest.mark.parametrize('count', [1000, 100, 20])
+@pytest.mark.parametrize('count', [40000, 1000, 100, 20])
 def test_equals_mmdet(device, options, count):
     assigned = torch.randint(-1, 2, (6, count), device=device)
     assigned[1] = assigned[1].clamp(max=0)  # no positive box
     assigned[2] = assigned[2].clamp(min=1)  # all are
     assigned[3] = -1
     assigned[4, 3:] = assigned[4, 3:].clamp(max=0)  # few are
+    assigned[5, 15:] = assigned[5, 15:].clamp(min=0) * 2 - 1  # few are negative
     assigned[assigned > 0] *= 3
     keys = torch.stack([torch.randperm(count) / count for _ in assigned]).to(device)
     indices, is_positive, is_sampled = sample(assigned, keys=keys, **options)
@@ -62,6 +63,11 @@ def test_equals_mmdet(device, options, count):
         taken = len(positive) + len(negative)
         assert is_positive[i, : len(positive)].all()
         assert is_sampled[i, :taken].all()
+
+
+def test_opcheck():
+    arguments = torch.randint(-1, 2, (3, 50)), torch.rand(3, 50), 20, 5, 1.5
+    torch.library.opcheck(torch.ops.kat_mm.sample.default, arguments)
 
 
 def test_draws_evenly(device):

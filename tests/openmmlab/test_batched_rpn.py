@@ -11,6 +11,12 @@ from kat_mm.openmmlab.anchor_grid import AnchorGrid
 SETTINGS = {
     'plain': {},
     'smooth': dict(loss_bbox=dict(type='SmoothL1Loss', beta=0.1, loss_weight=2.0)),
+    'weight of the class': dict(
+        loss_cls=dict(
+            type='CrossEntropyLoss', use_sigmoid=True, class_weight=[3.0], loss_weight=0.5
+        )
+    ),
+    'ignored label': dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, ignore_index=7)),
     'softmax': dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)),
     'focal': dict(loss_cls=dict(type='FocalLoss', use_sigmoid=True)),
     'boxes': dict(reg_decoded_bbox=True, loss_bbox=dict(type='GIoULoss')),

@@ -77,6 +77,26 @@ def test_random_batches_of_a_detector(packed):
     assert torch.isfinite(losses['loss_mask'])
 
 
+def test_losses_are_those_of_the_stock_path(device):
+    ours, stock = small_detector(), small_detector()
+    ours.train_dataloader.dataset.pipeline.append(dict(type='PackMasks'))
+    use_stock_parts(stock)
+    losses = []
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        for config in (ours, stock):
+            torch.manual_seed(0)
+            model = MODELS.build(config.model)
+            model.init_weights()
+            model.to(device)
+            (batch,) = random_batches(config, model, 1)
+            torch.manual_seed(1)
+            data = model.data_preprocessor(batch, training=True)
+            losses.append(model.parse_losses(model(**data, mode='loss'))[1])
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        torch.testing.assert_close(value, losses[1][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_images_of_no_certain_size():
     config = small_detector()
     config.train_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile')]

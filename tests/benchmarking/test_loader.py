@@ -5,7 +5,7 @@ import time
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kat_mm.benchmarking.loading import loader_usage
+from kat_mm.benchmarking.loader import loader_usage
 
 CPU = torch.device('cpu')
 
