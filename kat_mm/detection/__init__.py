@@ -4,8 +4,9 @@ None of them waits for the GPU: what differs between images, such as how many bo
 padded and told by counts or masks.
 """
 
+from .levels import decode_boxes, merge_levels, top_k
 from .max_iou import assign
 from .nms import nms
 from .sampling import sample
 
-__all__ = ['assign', 'nms', 'sample']
+__all__ = ['assign', 'decode_boxes', 'merge_levels', 'nms', 'sample', 'top_k']
