@@ -4,6 +4,7 @@ None of them waits for the GPU: what differs between images, such as how many bo
 padded and told by counts or masks.
 """
 
+from .levels import decode_boxes, merge_levels, top_k
 from .mask_targets import mask_targets
 from .masks import (
     PackedBitmaps,
@@ -27,7 +28,9 @@ __all__ = [
     'PackedPolygons',
     'assign',
     'cat_masks',
+    'decode_boxes',
     'mask_targets',
+    'merge_levels',
     'multilevel_roi_align',
     'nms',
     'pack_bitmaps',
@@ -36,4 +39,5 @@ __all__ = [
     'paste_masks',
     'run_lengths',
     'sample',
+    'top_k',
 ]

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from ..detection import nms
-from ..detection.levels import decode_boxes, merge_levels, top_k
+from ..detection import decode_boxes, merge_levels, nms, top_k
 from .anchor_grid import Grid
 from .proposals import Proposals
 

@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> decode_boxes_cuda(Tensor anchors, Tensor delt
     return x.dim() == 2 && x.size(0) == deltas.size(0) && x.size(1) == 4 &&
            x.scalar_type() == ScalarType::Float;
   };
-  STD_TORCH_CHECK(anchors.dim() == 2 && anchors.size(1) == 4 && deltas.dim() == 3 &&
+  KAT_MM_CHECK(anchors.dim() == 2 && anchors.size(1) == 4 && deltas.dim() == 3 &&
                       deltas.size(1) == anchors.size(0) && deltas.size(2) == 4 &&
                       indices.dim() == 3 && indices.size(0) == deltas.size(0) &&
                       indices.size(1) == static_cast<int64_t>(sizes.size()) &&
@@ -97,13 +97,13 @@ std::tuple<Tensor, Tensor, Tensor> decode_boxes_cuda(Tensor anchors, Tensor delt
                       indices.scalar_type() == ScalarType::Long,
                   "decode_boxes: anchors must be [N, 4] in float32, deltas [B, N, 4] and indices "
                   "[B, L, K] in int64");
-  STD_TORCH_CHECK(is_of_images(limits) && (!factors || is_of_images(*factors)) &&
+  KAT_MM_CHECK(is_of_images(limits) && (!factors || is_of_images(*factors)) &&
                       means.size() == 4 && stds.size() == 4,
                   "decode_boxes: limits and factors must be [B, 4] in float32, means and stds [4]");
   const Levels table(sizes, anchors.size(0));
   const torch::stable::accelerator::DeviceGuard guard(anchors.get_device_index());
   const int64_t batch = indices.size(0), levels = indices.size(1), count = indices.size(2);
-  STD_TORCH_CHECK(batch < 65536 && levels * count < (int64_t{1} << 30),
+  KAT_MM_CHECK(batch < 65536 && levels * count < (int64_t{1} << 30),
                   "decode_boxes: too many images or boxes");
   Tensor boxes = empty<4>({batch, levels, count, 4}, ScalarType::Float, anchors);
   Tensor shifted = empty<4>({batch, levels, count, 4}, ScalarType::Float, anchors);
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> decode_boxes_cuda(Tensor anchors, Tensor delt
   if (valid.numel() == 0) return {boxes, shifted, valid};
   Tensor largest = empty<1>({batch}, ScalarType::Int, anchors);
   anchors = make_contiguous(anchors);
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(anchors.data_ptr()) % sizeof(float4) == 0,
+  KAT_MM_CHECK(reinterpret_cast<uintptr_t>(anchors.data_ptr()) % sizeof(float4) == 0,
                   "decode_boxes: anchors must be aligned to 16 bytes");
   deltas = make_contiguous(deltas);
   indices = make_contiguous(indices);
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> decode_boxes_cuda(Tensor anchors, Tensor delt
         static_cast<int>(count), coder, static_cast<float>(min_size));
   };
   const ScalarType dtype = deltas.scalar_type();
-  STD_TORCH_CHECK(
+  KAT_MM_CHECK(
       dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
       "decode_boxes: deltas must be float32, float16 or bfloat16");
   if (dtype == ScalarType::Float) decode(float{});

@@ -14,12 +14,12 @@ struct Levels {
   int64_t starts[kMost + 1];
 
   Levels(const std::vector<int64_t>& sizes, int64_t total) : count(0), starts{} {
-    STD_TORCH_CHECK(sizes.size() <= kMost, sizes.size(), " levels are more than ", kMost);
+    KAT_MM_CHECK(sizes.size() <= kMost, sizes.size(), " levels are more than ", kMost);
     for (const int64_t size : sizes) {
       starts[count + 1] = starts[count] + size;
       ++count;
     }
-    STD_TORCH_CHECK(starts[count] == total, "levels of ", starts[count], " anchors are not the ",
+    KAT_MM_CHECK(starts[count] == total, "levels of ", starts[count], " anchors are not the ",
                     total, " that there are");
   }
 };

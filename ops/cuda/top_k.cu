@@ -34,13 +34,13 @@ __global__ void __launch_bounds__(kSelectThreads)
 }
 
 std::tuple<Tensor, Tensor> top_k_cuda(Tensor scores, std::vector<int64_t> sizes, int64_t most) {
-  STD_TORCH_CHECK(
+  KAT_MM_CHECK(
       scores.dim() == 2 && scores.scalar_type() == ScalarType::Float && most >= 0 && most <= 4096,
       "top_k: scores must be [B, N] in float32, and most at most 4096");
   const Levels table(sizes, scores.size(1));
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
   const int64_t batch = scores.size(0), levels = table.count;
-  STD_TORCH_CHECK(batch < 65536 && scores.size(1) < (int64_t{1} << 30),
+  KAT_MM_CHECK(batch < 65536 && scores.size(1) < (int64_t{1} << 30),
                   "top_k: too many images or scores");
   Tensor values = empty<3>({batch, levels, most}, ScalarType::Float, scores);
   Tensor indices = empty<3>({batch, levels, most}, ScalarType::Long, scores);

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 
-from kat_mm.detection import nms
-from kat_mm.detection.levels import decode_boxes, merge_levels, top_k
+from kat_mm.detection import decode_boxes, merge_levels, nms, top_k
 
 ANY_DEVICE = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

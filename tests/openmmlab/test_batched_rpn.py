@@ -76,6 +76,18 @@ def test_losses_and_gradients_are_those_of_the_stock_head(device, name, counts):
         assert_close(found, wanted, 1e-4)
 
 
+def test_losses_of_maps_that_are_already_there(device):
+    _, batched = heads(device)
+    maps, samples = batch(device)
+    keys = torch.rand(3, 3 * (24 * 32 + 12 * 16 + 6 * 8), device=device)
+    batched.draw_keys = lambda *_: keys
+    expected = batched.loss(maps, samples)
+    gt, metas = zip(*((sample.gt_instances, sample.metainfo) for sample in samples), strict=True)
+    losses = batched.loss_by_feat(*batched(maps), gt, metas)
+    for name in losses:
+        assert_close(losses[name], expected[name])
+
+
 @pytest.mark.parametrize('threshold', [-1, 0.3])
 def test_ignored_boxes(threshold):
     stock, batched = heads(assigner=dict(ignore_iof_thr=threshold))

@@ -96,6 +96,16 @@ def test_training_gives_losses_and_proposals(device):
     assert_equal(found, expected)
 
 
+def test_methods_put_in_the_place_of_its_own_are_called():
+    _, batched = heads()
+    maps, samples = batch()
+    batched.predict_by_feat = lambda cls_scores, *_, **options: len(cls_scores)
+    assert batched.predict(maps, samples) == 3
+    assert batched.loss_and_predict(maps, samples)[1] == 3
+    batched.loss_by_feat = lambda *_, **options: 'losses'
+    assert batched.loss(maps, samples) == 'losses'
+
+
 def test_padded_tensors(device):
     _, batched = heads(device)
     maps, samples = batch(device)
