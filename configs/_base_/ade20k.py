@@ -22,6 +22,7 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     pin_memory=True,  # a thread of its own takes the batches from the workers
+    collate_fn=dict(type='compact_collate'),
     dataset=dict(pipeline=train_pipeline),
 )
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -12,6 +12,7 @@ from . import compat
 compat.install()
 
 from .backbone import KAT  # noqa: E402
+from .collating import compact_collate  # noqa: E402
 from .core_log import forward_core_log  # noqa: E402
 from .data_preprocessors import BatchedImgDataPreprocessor  # noqa: E402
 from .hooks.checkpoint import SafeCheckpointHook, latest_checkpoint  # noqa: E402
@@ -75,5 +76,6 @@ __all__ = [
     'RescalingFPN',
     'SafeCheckpointHook',
     'SimplePyramid',
+    'compact_collate',
     'latest_checkpoint',
 ]

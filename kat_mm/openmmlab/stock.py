@@ -5,7 +5,11 @@ from mmengine.config import Config
 from .configs import nested, type_name
 
 PREFIXES = ('Batched', 'Fused')  # before the name of what a part stands for
-OTHERS = {'BatchedRoIHead': 'StandardRoIHead', 'PackByteSegInputs': 'PackSegInputs'}
+OTHERS = {
+    'BatchedRoIHead': 'StandardRoIHead',
+    'PackByteSegInputs': 'PackSegInputs',
+    'compact_collate': 'pseudo_collate',
+}
 ADDED = {'PackMasks'}  # transforms without a counterpart
 
 

@@ -154,6 +154,7 @@ def test_loaders_keep_up_with_a_gpu(load, name):
     config = load(name)
     assert config.train_dataloader.persistent_workers
     assert config.train_dataloader.pin_memory
+    assert config.train_dataloader.collate_fn.type == 'compact_collate'
     assert config.model.data_preprocessor.type.startswith('Batched')
     steps = [step.type for step in config.train_dataloader.dataset.pipeline]
     assert ('PackMasks' if name in COCO else 'PackByteSegInputs') in steps

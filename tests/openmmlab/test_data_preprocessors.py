@@ -5,6 +5,7 @@ import mmseg.models  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from equal_batches import assert_equal
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
@@ -26,30 +27,6 @@ def build(kind, scope, **kwargs):
 def images(sizes):
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(256, (3, *size), generator=generator).byte() for size in sizes]
-
-
-def assert_equal(found, expected):
-    """Compares what data preprocessors return, tensor by tensor."""
-    assert type(found) is type(expected)
-    if torch.is_tensor(found):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-    elif isinstance(found, DetDataSample | SegDataSample | InstanceData | PixelData):
-        assert found.metainfo == expected.metainfo
-        assert found.keys() == expected.keys()
-        assert_equal(found.values(), expected.values())
-    elif isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        assert_equal(list(found.values()), list(expected.values()))
-    elif isinstance(found, list | tuple):
-        assert len(found) == len(expected)
-        for pair in zip(found, expected, strict=True):
-            assert_equal(*pair)
-    elif isinstance(found, BitmapMasks):
-        assert (found.height, found.width) == (expected.height, expected.width)
-        np.testing.assert_array_equal(found.masks, expected.masks)
-    else:
-        assert found == expected
 
 
 IMAGE_ARGUMENTS = {

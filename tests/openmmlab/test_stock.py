@@ -35,6 +35,7 @@ def test_stock_parts_exist_and_build(name):
         'PackDetInputs',
         'PackSegInputs',
     }
+    assert config.train_dataloader.collate_fn.type == 'pseudo_collate'
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = MODELS.build(config.model)
     ours = [part for part in model.modules() if type(part).__module__.startswith('kat_mm')]
