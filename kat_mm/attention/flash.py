@@ -13,11 +13,11 @@ from .windows import Windows
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIMS = 192  # beyond, not every GPU has the gradients
-MAX_KEPT = 1024  # boundaries, a few hundred bytes each
 
 # As PyTorch's functions call it. Public for boundaries is torch.nn.attention.varlen (2.10), whose
 # call takes longer than its kernel.
 _flash_attention = torch.ops.aten._flash_attention_forward.default
+# A few hundred bytes for each shape of a batch. They stay, as a captured graph reads them there.
 _boundaries: dict[tuple, Tensor] = {}
 _is_served: dict[torch.device, bool] = {}
 
@@ -73,9 +73,7 @@ def _boundaries_of(windows: Windows, batch: int, device: torch.device) -> Tensor
     if boundaries is None:
         if torch.cuda.is_current_stream_capturing():
             return None  # a graph's memory is not for others
-        if len(_boundaries) >= MAX_KEPT:
-            _boundaries.clear()
         with torch.inference_mode(False):
-            ends = torch.tensor([0, *windows.lengths * batch]).cumsum(0)
+            ends = torch.tensor([0, *windows.lengths * batch], device='cpu').cumsum(0)
             boundaries = _boundaries[key] = ends.to(device, torch.int32)
     return boundaries

@@ -179,7 +179,7 @@ class KAT(nn.Module):
         if windows is not None:
             x, arguments = windows.order(x), (grid, windows)
         maps = []
-        for i, block in enumerate(self.blocks[: self.last_block + 1]):
+        for i, block in enumerate(self.blocks):
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, *arguments, use_reentrant=False)
             else:
@@ -189,6 +189,8 @@ class KAT(nn.Module):
             if i == self.last_block or (self.pyramid is None and i in self.out_indices):
                 tokens = x[:, self.num_prefix :] if windows is None else windows.restore(x)
                 maps.append(tokens.transpose(1, 2).unflatten(2, grid).contiguous())
+            if i == self.last_block:
+                break
         if self.pyramid is not None:
             return self.pyramid(maps, images.shape[-2:])
         return tuple(maps)
