@@ -40,6 +40,7 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
+from kat_mm.errors import ConfigError
 from kat_mm.graphs import graph_parts
 from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.hooks.cuda_graph import default_parts
@@ -147,6 +148,8 @@ def main():
     if args.csv:
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
+    if args.graphs and device.type != 'cuda':
+        raise ConfigError('--graphs: there is no GPU here')
     figures, subjects = {}, {}
     variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
     choices = {f'{p} {variant}'.strip(): (p, variant) for variant in variants for p in args.configs}

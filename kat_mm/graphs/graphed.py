@@ -26,6 +26,9 @@ class Graphed:
     other graphs, a second call before the backward pass of the first, shapes beyond the limit,
     and all calls once a capture has failed; the last two are told once.
 
+    What the function does besides computing, such as to count its calls or to run hooks of modules
+    inside of it, it does while it is warmed up and captured alone.
+
     A shape is all that makes another graph: sizes, dtypes, strides and requires_grad of inputs and
     parameters, gradient mode, autocast, determinism, and which modules are in training mode.
 

@@ -5,7 +5,7 @@ import torch
 from mmdet.models.data_preprocessors import BatchFixedSizePad
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
 from kat_mm.errors import ConfigError
@@ -65,3 +65,29 @@ def test_images_of_800_x_1333_have_a_size(height, width):
 def test_sizes_that_are_none_are_refused(buckets):
     with pytest.raises(ConfigError, match='buckets'):
         PadToBucket(buckets)
+
+
+def test_as_a_batch_augment_of_mmdet():
+    config = dict(
+        type='DetDataPreprocessor',
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        pad_mask=True,
+        pad_size_divisor=4,
+        batch_augments=[dict(type='PadToBucket', buckets=[(32, 48)])],
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        preprocessor = MODELS.build(config)
+    images, samples = [], []
+    for height, width in ((30, 20), (21, 40)):
+        inputs, (sample,) = batch(height, width)
+        images.append(inputs[0])
+        samples.append(sample)
+    data = preprocessor(dict(inputs=images, data_samples=samples), training=True)
+    assert data['inputs'].shape == (2, 3, 32, 48)
+    assert torch.equal(data['inputs'][0, :, :30, :20], images[0])
+    assert all(sample.batch_input_shape == (32, 48) for sample in data['data_samples'])
+    masks = data['data_samples'][1].gt_instances.masks
+    assert (masks.height, masks.width) == (32, 48)
+    data = preprocessor(dict(inputs=images[:1], data_samples=samples[:1]), training=False)
+    assert data['inputs'].shape == (1, 3, 32, 20)

@@ -95,8 +95,8 @@ def test_a_stock_segmentor_runs_by_graphs_up_to_logits():
         assert torch.equal(value, expected[name]), name
 
 
-def test_two_runs_end_with_the_same_bits():
-    first, second = (train(build(), steps=12) for _ in range(2))
+def test_fifty_steps_end_with_the_same_bits():
+    first, second = (train(build(), steps=50) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -56,6 +56,12 @@ def test_random_batches_with_the_heads_of_mmseg_too(run_tool, segmentation_confi
     assert rows[0]['options'] == 'train_dataloader.batch_size=2'
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without a GPU')
+def test_graphs_need_a_gpu(run_tool, flat_config, tmp_path):
+    message = run_tool(tmp_path, 'benchmark_training.py', flat_config, '--graphs').error()
+    assert message == '--graphs: there is no GPU here'
+
+
 def test_a_missing_config(run_tool, tmp_path):
     message = run_tool(tmp_path, 'benchmark_training.py', 'zzzzz').error()
     assert message.startswith('config zzzzz does not exist; give a path')
