@@ -18,7 +18,7 @@ class SoftmaxAttention(Attention):
     Keys are those of timm's ViT.
 
     Args:
-        embed_dims, num_heads, grid, window_size: as of `Attention`.
+        embed_dims, num_heads, grid, window_size, prefix: as of `Attention`.
         qkv_bias: learns a bias of queries, keys and values.
         rel_pos: adds decomposed relative positions, `rel_pos_h` and `rel_pos_w`, made for `grid`,
             which start at zero; see `relative_position_bias`.
@@ -38,12 +38,13 @@ class SoftmaxAttention(Attention):
         num_heads: int,
         grid: tuple[int, int],
         window_size: int = 0,
+        prefix: int = 0,
         qkv_bias: bool = True,
         rel_pos: bool = False,
         drop: float = 0.0,
         mimetic: bool = True,
     ):
-        super().__init__(embed_dims, num_heads, grid, window_size)
+        super().__init__(embed_dims, num_heads, grid, window_size, prefix)
         self.mimetic = check_bool('mimetic', mimetic)
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=check_bool('qkv_bias', qkv_bias))
         self.proj = nn.Linear(embed_dims, embed_dims)
