@@ -4,6 +4,9 @@ The CUDA part is built where nvcc is found, with or without a GPU. TORCH_CUDA_AR
 GPU architectures, by default one of each generation that both this torch and this nvcc support.
 What cannot be built is left out, with a line that says why: kat_mm then runs in plain PyTorch. With
 KAT_MM_BUILD=required it is an error, and so is a CUDA part that this torch could use.
+
+The autograd nodes in C++ are a library apart, bound to this torch and this Python. Wheels are for
+others too, and go without it; KAT_MM_CPP_AUTOGRAD=1 puts it into them, and 0 leaves it out of all.
 """
 
 import contextlib
@@ -25,27 +28,29 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of torch 2.10
-CUDA_SOURCES = [
-    f'ops/cuda/{stem}.cu'
-    for stem in ('rational', 'layer_norm_rational', 'upsample_bilinear', 'upsample_cross_entropy')
-]
-HEADERS = ['ops/rational.h', 'ops/tensors.h']
+CUDA_SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('ops/cuda/*.cu'))
+HEADERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('ops/**/*.*h'))
 EXTRAS = {
     'test': ['pytest', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
 }
 CXX_FLAGS = ['-O3', '-g0', '-fvisibility=hidden', TARGET_FLAG]
 MARK = runpy.run_path(str(ROOT / 'kat_mm/rational/schemas.py'))['MARK']
+AUTOGRAD = f'_C_autograd_{MARK}_torch_'  # and the version of torch
+WITHOUT = {
+    'autograd': 'small calls take longer without',
+    'kernels': 'the op runs in plain PyTorch without, correct but slow',
+}
 # The first of these in the output of a compiler or linker is what went wrong.
 ERROR = re.compile(r'\b(error( #?\w+)?|fatal) *:|cannot find|undefined (reference|symbol)')
 
 
-def leave_out(what: str, reason: str) -> None:
+def leave_out(what: str, reason: str, kind: str = 'kernels') -> None:
     """Says what is not built and why, which ends the build where it is required."""
     message = f'kat_mm: {what} not built: {reason}'
     if os.environ.get('KAT_MM_BUILD') == 'required':
         raise SystemExit(f'{message} (and KAT_MM_BUILD=required)')
-    print(f'{message}; the op runs in plain PyTorch without, correct but slow')
+    print(f'{message}; {WITHOUT[kind]}')
 
 
 def nvcc_output(cuda_home: str, *options: str) -> str:
@@ -119,11 +124,13 @@ def extensions() -> list:
         cpp_extension.CppExtension(
             f'kat_mm._C_cpu_{MARK}',
             ['ops/cpu/rational.cpp'],
-            depends=[*HEADERS, 'ops/cpu/convert.h'],
+            depends=HEADERS,
             extra_compile_args={'cxx': CXX_FLAGS},
             py_limited_api=True,
         )
     ]
+    if wants_autograd():
+        parts.append(autograd_extension())
     if not torch.version.cuda:
         print('kat_mm: the CUDA kernels are not built: this torch has no CUDA')
         return parts
@@ -138,6 +145,29 @@ def extensions() -> list:
     return parts
 
 
+def wants_autograd() -> bool:
+    """Tells whether the autograd nodes in C++ are to be built."""
+    wish = os.environ.get('KAT_MM_CPP_AUTOGRAD', '')
+    if wish not in ('', '0', '1'):
+        raise SystemExit(f"kat_mm: KAT_MM_CPP_AUTOGRAD is {wish!r}; it can be '0', '1', or not set")
+    return wish == '1' or (wish == '' and 'bdist_wheel' not in sys.argv)
+
+
+def autograd_extension():
+    """Describes the library of autograd nodes, with the headers of torch that are not stable."""
+    import torch
+    from torch.utils import cpp_extension
+
+    # As kat_mm/rational/cpp_autograd.py looks for it.
+    version = re.sub('[^0-9A-Za-z]', '_', torch.__version__)
+    return cpp_extension.CppExtension(
+        f'kat_mm.{AUTOGRAD}{version}',
+        ['ops/autograd/module.cpp'],
+        depends=[f'ops/autograd/{name}.h' for name in ('plain', 'node', 'ops', 'linear')],
+        extra_compile_args={'cxx': ['-O3', '-g0', '-fvisibility=hidden']},
+    )
+
+
 def cuda_extension(cuda_home: str):
     """Describes the library of CUDA kernels."""
     from torch.utils import cpp_extension
@@ -147,7 +177,7 @@ def cuda_extension(cuda_home: str):
         f'kat_mm._C_cuda_{MARK}',
         CUDA_SOURCES,
         library_dirs=cuda_library_dirs(cuda_home),
-        depends=[*HEADERS, *(f'ops/cuda/{name}.cuh' for name in ('launch', 'reduce', 'resize'))],
+        depends=HEADERS,
         extra_compile_args={
             'cxx': [*CXX_FLAGS, '-DUSE_CUDA'],
             # Several architectures are compiled at a time, one for each core.
@@ -239,7 +269,7 @@ class BuildPartsApart:
         vars(self).update(start, extensions=built)
 
     def build_part(self, part, build) -> bool:
-        stem = part.name.rpartition('.')[2].removesuffix(f'_{MARK}')
+        stem = part.name.rpartition('.')[2].partition(f'_{MARK}')[0]
         folders = [Path(self.build_lib, 'kat_mm')]
         if self.inplace:
             folders.append(ROOT / 'kat_mm')
@@ -255,7 +285,10 @@ class BuildPartsApart:
                 next(filter(ERROR.search, lines), None)
                 or (str(failure) or repr(failure)).splitlines()[0]
             )
-        leave_out(f'the {stem.removeprefix("_C_").upper()} kernels are', error)
+        if stem == '_C_autograd':
+            leave_out('the autograd nodes in C++ are', error, 'autograd')
+        else:
+            leave_out(f'the {stem.removeprefix("_C_").upper()} kernels are', error)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f'{stem}.failed').write_text(error + '\n')

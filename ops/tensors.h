@@ -13,6 +13,8 @@
 #include <optional>
 #include <vector>
 
+#include "check.h"
+
 // Since torch 2.13, the one that raises with the message of the error.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
@@ -76,39 +78,39 @@ inline Tensor make_contiguous(const Tensor& tensor) {
 
 inline CoefficientRows check(const Tensor& x, const Tensor& numerator, const Tensor& denominator,
                              int64_t channel_dim) {
-  STD_TORCH_CHECK(numerator.dim() == 2 && denominator.dim() == 2,
-                  "rational: numerator and denominator must be 2-D");
-  STD_TORCH_CHECK(numerator.get_device_index() == x.get_device_index() &&
-                      denominator.get_device_index() == x.get_device_index() &&
-                      numerator.is_cpu() == x.is_cpu() && denominator.is_cpu() == x.is_cpu(),
-                  "rational: x, numerator and denominator must be on one device");
+  KAT_MM_CHECK(numerator.dim() == 2 && denominator.dim() == 2,
+               "rational: numerator and denominator must be 2-D");
+  KAT_MM_CHECK(numerator.get_device_index() == x.get_device_index() &&
+                   denominator.get_device_index() == x.get_device_index() &&
+                   numerator.is_cpu() == x.is_cpu() && denominator.is_cpu() == x.is_cpu(),
+               "rational: x, numerator and denominator must be on one device");
   bool supported = false;
   for (ScalarType dtype :
        {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double}) {
     supported |= x.scalar_type() == dtype;
   }
-  STD_TORCH_CHECK(supported, "rational: x must be float16, bfloat16, float32 or float64");
+  KAT_MM_CHECK(supported, "rational: x must be float16, bfloat16, float32 or float64");
   const ScalarType compute =
       x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(numerator.scalar_type() == compute && denominator.scalar_type() == compute,
-                  "rational: numerator and denominator must be float32 (float64 for a float64 x)");
+  KAT_MM_CHECK(numerator.scalar_type() == compute && denominator.scalar_type() == compute,
+               "rational: numerator and denominator must be float32 (float64 for a float64 x)");
   CoefficientRows rows{
       std::max(numerator.size(0), denominator.size(0)), static_cast<int>(numerator.size(1)) - 1,
       static_cast<int>(denominator.size(1)), numerator.size(0) == 1 ? 0 : numerator.size(1),
       denominator.size(0) == 1 ? 0 : denominator.size(1)};
-  STD_TORCH_CHECK(rows.m >= 1 && rows.m <= kMaxOrder && rows.n >= 1 && rows.n <= kMaxOrder,
-                  "rational: orders m and n must lie between 1 and ", kMaxOrder,
-                  ", got m = ", rows.m, " and n = ", rows.n);
+  KAT_MM_CHECK(rows.m >= 1 && rows.m <= kMaxOrder && rows.n >= 1 && rows.n <= kMaxOrder,
+               "rational: orders m and n must lie between 1 and ", kMaxOrder, ", got m = ", rows.m,
+               " and n = ", rows.n);
   for (int64_t size : {numerator.size(0), denominator.size(0)}) {
-    STD_TORCH_CHECK(size >= 1 && (size == 1 || size == rows.groups), "rational: numerator has ",
-                    numerator.size(0), " rows and denominator ", denominator.size(0),
-                    "; each must have 1 or the number of groups");
+    KAT_MM_CHECK(size >= 1 && (size == 1 || size == rows.groups), "rational: numerator has ",
+                 numerator.size(0), " rows and denominator ", denominator.size(0),
+                 "; each must have 1 or the number of groups");
   }
-  STD_TORCH_CHECK(channel_dim >= -x.dim() && channel_dim < x.dim(), "rational: channel_dim ",
-                  channel_dim, " is out of range for a tensor of ", x.dim(), " dimensions");
+  KAT_MM_CHECK(channel_dim >= -x.dim() && channel_dim < x.dim(), "rational: channel_dim ",
+               channel_dim, " is out of range for a tensor of ", x.dim(), " dimensions");
   const int64_t channels = x.size(channel_dim < 0 ? channel_dim + x.dim() : channel_dim);
-  STD_TORCH_CHECK(channels % rows.groups == 0, "rational: ", channels,
-                  " channels cannot be divided into ", rows.groups, " groups");
+  KAT_MM_CHECK(channels % rows.groups == 0, "rational: ", channels,
+               " channels cannot be divided into ", rows.groups, " groups");
   return rows;
 }
 
@@ -159,9 +161,9 @@ inline Tensor make_dense(const Tensor& x, int64_t channel_dim, int64_t groups,
 inline Tensor match_memory(const Tensor& tensor, const Tensor& like) {
   bool same = tensor.dim() == like.dim();
   for (int64_t d = 0; same && d < like.dim(); ++d) same = tensor.size(d) == like.size(d);
-  STD_TORCH_CHECK(same && tensor.is_cpu() == like.is_cpu() &&
-                      tensor.get_device_index() == like.get_device_index(),
-                  "rational_backward: grad must have the shape and the device of x");
+  KAT_MM_CHECK(same && tensor.is_cpu() == like.is_cpu() &&
+                   tensor.get_device_index() == like.get_device_index(),
+               "rational_backward: grad must have the shape and the device of x");
   for (int64_t d = 0; d < like.dim(); ++d) {
     same &= like.size(d) <= 1 || tensor.stride(d) == like.stride(d);
   }
@@ -218,9 +220,9 @@ void dispatch_dtypes(ScalarType x, ScalarType y, const F& f) {
     if (y == ScalarType::Half) return f(float{}, Half{}, float{});
     if (y == ScalarType::BFloat16) return f(float{}, BFloat16{}, float{});
   }
-  STD_TORCH_CHECK(false,
-                  "rational: unsupported dtypes; the output must have the dtype of x, or a half "
-                  "dtype for a float32 x");
+  KAT_MM_CHECK(false,
+               "rational: unsupported dtypes; the output must have the dtype of x, or a half "
+               "dtype for a float32 x");
 }
 
 // A number that is known at compile time, as an argument.

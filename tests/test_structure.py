@@ -12,8 +12,10 @@ USES = {  # what each package of kat_mm may import of the others
     'weights': {'rational'},
     'fitting': {'rational'},
     'segmentation': {'rational'},
+    'detection': {'rational'},
+    'graphs': set(),
     'models': PARTS,
-    'openmmlab': {*CORE, 'segmentation'},
+    'openmmlab': {*CORE, 'segmentation', 'detection', 'graphs'},
     'benchmarking': CORE,
     'digits': CORE,
 }

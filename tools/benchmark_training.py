@@ -2,25 +2,34 @@
 
 Steps are those of training, forward, backward and optimizer, on batches that were loaded before;
 the configs take turns, so that a change of the machine's speed meets all of them. On a GPU, the
-kernels' part of a step is what its kernels and copies run for, and the peak is what model,
-optimizer and step allocate. Ratios are those of the first config to each.
+kernels' part of a step is what its kernels and copies run for, `busy` is its share of the step, and
+the peak is what model, optimizer and step allocate. Ratios are those of the first config to each.
+With --loader, steps on the batches of the config's data loader follow, one config at a time:
+`waiting` is the share of their time that the loader has them wait.
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 from mmengine.runner import Runner
 from rich.console import Console
+from torch.utils.data import DataLoader
 
+from kat_mm.benchmarking.loading import loader_usage
 from kat_mm.benchmarking.rows import (
     ORIGIN,
     add_step_ratios,
+    add_throughput,
     append_csv,
     check_csv,
     origin,
     step_table,
+    throughput_table,
 )
 from kat_mm.benchmarking.timing import (
     gpu_usage,
@@ -31,27 +40,49 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
+from kat_mm.graphs import graph_parts
 from kat_mm.openmmlab import config_checks, configs
+from kat_mm.openmmlab.hooks.cuda_graph import default_parts
+from kat_mm.openmmlab.stock import use_stock_parts
 
-BASELINE = '(stock heads)'
+BASELINE = '(stock)'
+GRAPHS = '(CUDA graphs)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
+    *('images_per_s', 'busy', 'loader_ms', 'waiting'),
     *('first_ms_ratio', 'first_kernel_ratio', 'first_mib_ratio'),
 )
 
 
-def build(config_path: str, args: argparse.Namespace, baseline: bool):
-    """Returns what makes one training step, over the batches in turn, its model and optimizer."""
+@dataclass
+class Subject:
+    """A config's training.
+
+    Attributes:
+        step: makes one training step, over the loaded batches in turn.
+        step_on: makes one training step on a batch.
+        batch: images in a batch.
+        held: bytes that the model holds between its steps, once it has made one.
+        loader: makes the data loader.
+    """
+
+    step: Callable[[], None]
+    step_on: Callable[[dict], None]
+    batch: int
+    held: Callable[[], int]
+    loader: Callable[[], DataLoader]
+
+
+def build(config_path: str, args: argparse.Namespace, variant: str) -> Subject:
     config = configs.read_config(config_path, args.cfg_options)
-    if baseline:
-        for node in configs.nested(config.model, 'type'):
-            node.type = str(node.type).removeprefix('Fused')
+    if variant == BASELINE:
+        use_stock_parts(config)
     if args.batch:
         config.train_dataloader.batch_size = args.batch
     config.work_dir = str(Path('work_dirs') / 'benchmark_training')
     config.log_level = 'WARNING'
-    config.experiment_name = f'{config_path.replace("/", "_")}_{baseline}'
+    config.experiment_name = f'{config_path.replace("/", "_")}_{variant}'
     if not args.random:
         config_checks.check_data(config, 'train')
     config_checks.check_pretrained(config)
@@ -59,23 +90,32 @@ def build(config_path: str, args: argparse.Namespace, baseline: bool):
     runner._init_model_weights()
     optimizer = runner.build_optim_wrapper(config.optim_wrapper)
     model = runner.model.train()
+    make_loader = partial(runner.build_dataloader, config.train_dataloader)
     if args.random:
         from kat_mm.openmmlab.random_batches import random_batches
 
-        loaded = random_batches(model, config.train_dataloader.batch_size, args.batches)
+        loaded = random_batches(config, model, args.batches)
     else:
-        loader = iter(runner.build_dataloader(config.train_dataloader))
-        loaded = [next(loader) for _ in range(args.batches)]
-    steps = 0
+        loaded = list(islice(make_loader(), args.batches))
+    # The hook's, where there is a run.
+    graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
+    turns = cycle(loaded)
 
-    def step() -> None:
-        nonlocal steps
-        steps += 1
-        loss = model.train_step(loaded[steps % args.batches], optimizer)['loss']
+    def step_on(batch: dict) -> None:
+        loss = model.train_step(batch, optimizer)['loss']
         if not torch.isfinite(loss):
             raise SystemExit(f'error: the loss became {loss.item()}')
 
-    return step, model, optimizer.optimizer
+    def held() -> int:
+        return owned_bytes(model, optimizer.optimizer) + (graphs.held_bytes() if graphs else 0)
+
+    return Subject(
+        step=lambda: step_on(next(turns)),
+        step_on=step_on,
+        batch=config.train_dataloader.batch_size,
+        held=held,
+        loader=make_loader,
+    )
 
 
 def main():
@@ -87,44 +127,58 @@ def main():
     parser.add_argument('--warmup', type=positive, default=10, help='steps before')
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
     parser.add_argument(
-        '--baseline', action='store_true', help='each config with the heads of mmseg itself, too'
+        '--baseline', action='store_true', help='each config with the parts of mm itself, too'
+    )
+    parser.add_argument(
+        '--graphs', action='store_true', help='each config by CUDA graphs, too (on a GPU)'
     )
     parser.add_argument('--batch', type=positive, help="images in a batch, by default the config's")
     parser.add_argument(
-        '--random', action='store_true', help='random images and label maps, for segmentors'
+        '--random', action='store_true', help='random images and labels, without a data set'
+    )
+    parser.add_argument(
+        '--loader', action='store_true', help="steps on the batches of the config's loader, too"
     )
     configs.add_settings(parser)
     parser.add_argument('--csv', type=Path, help='file to append the results to')
     args = parser.parse_args()
+    if args.random and args.loader:
+        parser.error('--random and --loader: a loader needs the data set')
     if args.csv:
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
-    figures, steps, usages = {}, {}, {}
-    subjects = {path: (path, False) for path in args.configs}
-    if args.baseline:
-        subjects |= {f'{path} {BASELINE}': (path, True) for path in args.configs}
-    for name, (path, baseline) in subjects.items():
+    figures, subjects = {}, {}
+    variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
+    choices = {f'{p} {variant}'.strip(): (p, variant) for variant in variants for p in args.configs}
+    for name, (path, variant) in choices.items():
         torch.manual_seed(0)
-        steps[name], model, optimizer = build(path, args, baseline)
+        subjects[name] = build(path, args, variant)
         for _ in range(args.warmup):
-            host_ms(steps[name], device)
-        usages[name] = partial(gpu_usage, steps[name], owned_bytes(model, optimizer))
-    for name in subjects:  # when all are warm: what the first step of all allocates is nobody's
-        figures[name] = usages[name]() if device.type == 'cuda' else {}
+            host_ms(subjects[name].step, device)
+    for name, subject in subjects.items():  # when all are warm: the first step's is nobody's
+        on_gpu = device.type == 'cuda'
+        figures[name] = gpu_usage(subject.step, subject.held()) if on_gpu else {}
     with progress('steps', args.steps) as advance:
+        steps = {name: subject.step for name, subject in subjects.items()}
         times = time_in_turns(steps, args.steps, device, on_round=advance)
 
-    for path, values in times.items():
+    for name, values in times.items():
         ms = spread(values)
-        figures[path].update(median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3)
+        figures[name].update(median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3)
+        add_throughput(figures[name], subjects[name].batch)
+    if args.loader:
+        for name, subject in subjects.items():
+            usage = loader_usage(subject.loader(), subject.step_on, args.steps, device)
+            figures[name].update(usage)
     add_step_ratios(figures, args.configs[0], 'first')
     source = origin(device)
     title = f'Training steps on {source["device"]}, torch {source["torch"]}'
     rows = [
-        (name.replace(path, Path(path).stem), figures[name]) for name, (path, _) in subjects.items()
+        (name.replace(path, Path(path).stem), figures[name]) for name, (path, _) in choices.items()
     ]
     table = step_table(title, rows, 'first', 'config', 'first / this', digits=1)
     Console(width=120).print(table)
+    Console(width=120).print(throughput_table(rows, 'config'))
     if args.csv:
         batch = [f'train_dataloader.batch_size={args.batch}'] if args.batch else []
         options = ' '.join([*args.cfg_options, *batch])

@@ -2,6 +2,7 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 default_hooks = dict(
+    runtime_info=dict(type='DeferredRuntimeInfoHook'),
     checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
 )
 custom_hooks = [dict(type='EpochSeedHook'), dict(type='FiniteLossHook')]

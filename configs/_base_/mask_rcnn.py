@@ -4,6 +4,7 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 custom_imports = dict(imports=['kat_mm.openmmlab'])
 model = dict(
+    data_preprocessor=dict(type='BatchedDetDataPreprocessor'),
     backbone=dict(
         _delete_=True,
         type='KAT',
@@ -14,8 +15,9 @@ model = dict(
         drop_path_rate=0.1,
     ),
     neck=dict(_delete_=True, type='RescalingFPN', in_channels=384, out_channels=256, num_outs=5),
-    rpn_head=dict(num_convs=2),
+    rpn_head=dict(type='BatchedRPNHead', num_convs=2),
     roi_head=dict(
+        type='BatchedRoIHead',
         bbox_roi_extractor=dict(type='FullPrecisionRoIExtractor'),
         mask_roi_extractor=dict(type='FullPrecisionRoIExtractor'),
     ),

@@ -4,7 +4,9 @@ _base_ = 'mmseg::_base_/models/upernet_vit-b16_ln_mln.py'
 
 custom_imports = dict(imports=['kat_mm.openmmlab'])
 model = dict(
+    type='FusedEncoderDecoder',
     pretrained=None,
+    data_preprocessor=dict(type='BatchedSegDataPreProcessor'),
     backbone=dict(
         _delete_=True,
         type='KAT',

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ..checks import check_int
 from ..errors import ConfigError
-from .windows import attend_in_windows
+from .windows import Windows, attend_in_padded_windows, windows_of
 
 
 class Attention(nn.Module):
@@ -21,8 +21,8 @@ class Attention(nn.Module):
             def attend(self, x, grid, mask=None): ...
 
     The network passes the five arguments below; all others are the config's. `project` and
-    `output` work on single tokens and run once for a whole map; windows come between them, for
-    every attention in the same way.
+    `output` work on single tokens and run once for a whole map, in any order; windows come between
+    them, for every attention in the same way.
 
     Args:
         embed_dims: channels, a multiple of num_heads.
@@ -38,9 +38,12 @@ class Attention(nn.Module):
     Attributes:
         fresh: the names of its parts that the weights of a plain ViT lack; loading these leaves
             the parts as they were drawn.
+        uses_order: whether `attend` takes the tokens of a whole map row by row; one that treats
+            all positions alike may say False, and is spared the sorting.
     """
 
     fresh: tuple[str, ...] = ()
+    uses_order = True
 
     def __init__(
         self,
@@ -83,11 +86,36 @@ class Attention(nn.Module):
         """Computes the result [B, N, embed_dims] from what `attend` gave."""
         return y
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Mixes tokens x [B, P + h * w, embed_dims] of a map (h, w); windows take P = 0."""
+    def attend_windows(self, x: Tensor, windows: Windows) -> Tensor:
+        """Mixes the tokens of each window, by `attend`; an attention may have a faster way.
+
+        Args:
+            x: tokens [B, h * w, any] that `project` gave, in the order of the windows.
+            windows: those of the map.
+
+        Returns:
+            [B, h * w, any] in the same order.
+        """
+        return windows.attend(self.attend, x)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], windows: Windows | None = None) -> Tensor:
+        """Mixes tokens x [B, P + h * w, embed_dims] of a map (h, w); windows take P = 0.
+
+        Args:
+            x: the tokens, those of the map row by row.
+            grid: (h, w) of the map.
+            windows: if given, tokens come and go in the order of these windows, which are of this
+                attention or of others in the network.
+        """
+        if windows is not None and not self.window_size and self.uses_order:
+            return windows.order(self(windows.restore(x), grid))
+        if windows is None and (own := windows_of(grid, self.window_size)) is not None:
+            return own.restore(self(own.order(x), grid, own))
         x = self.project(x)
-        if self.window_size:
-            y = attend_in_windows(self.attend, x, grid, self.window_size)
-        else:
+        if not self.window_size:
             y = self.attend(x, grid)
+        elif windows is None:
+            y = attend_in_padded_windows(self.attend, x, grid, self.window_size)
+        else:
+            y = self.attend_windows(x, windows)
         return self.output(y)

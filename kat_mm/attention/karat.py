@@ -1,14 +1,14 @@
 """Kolmogorov-Arnold attention."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_bool, check_int
 from ..errors import ConfigError
 from ..registry import ATTENTIONS, BASES, Config
 from .operator import FORMS, Operator
-from .softmax import SoftmaxAttention
+from .projections import ProjectedAttention, join_heads, split_heads
+from .softmax import softmax_attention
 from .tokens import Tokens
 from .units import BASE_FUNCTIONS
 
@@ -16,7 +16,7 @@ FULL_RANK = 256  # tokens up to which functions for all pairs of them are worth 
 
 
 @ATTENTIONS.register('KArAt')
-class KArAt(SoftmaxAttention):
+class KArAt(ProjectedAttention):
     """Computes Kolmogorov-Arnold attention: learnable functions of the scores, not their softmax.
 
     It is that of arXiv 2503.10632; `Operator` has the mathematics. Each block has operators of its
@@ -34,7 +34,7 @@ class KArAt(SoftmaxAttention):
         published_scales: functions have a scale of their basis and one of their base, which is
             then 'silu' if it is not given: the parameter counts that the paper has.
         simplex: projects attention weights to those that are not negative and sum to 1.
-        qkv_bias, drop, mimetic: as of `SoftmaxAttention`.
+        qkv_bias, drop, mimetic: as of `ProjectedAttention`.
 
     Raises:
         ConfigError: for values of the wrong kind or range, and for a number of tokens that does
@@ -61,10 +61,7 @@ class KArAt(SoftmaxAttention):
         mimetic: bool = True,
     ):
         super().__init__(
-            *(embed_dims, num_heads, grid, window_size, prefix),
-            qkv_bias=qkv_bias,
-            drop=drop,
-            mimetic=mimetic,
+            *(embed_dims, num_heads, grid, window_size, prefix), *(qkv_bias, drop, mimetic)
         )
         tokens = Tokens(prefix, tuple(grid))
         if form not in FORMS:
@@ -86,21 +83,18 @@ class KArAt(SoftmaxAttention):
             *(unit_base, published_scales, check_bool('attention.simplex', simplex)),
             is_window=bool(window_size),
         )
+        super().reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draws all weights anew."""
         super().reset_parameters()
-        if hasattr(self, 'operator'):  # not yet, when the base class draws
-            self.operator.reset_parameters()
-            if self.gate is not None:
-                nn.init.zeros_(self.gate)
+        self.operator.reset_parameters()
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
 
     def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        batch, tokens, channels = x.shape
-        q, k, v = x.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        y = self.operator(q, k, v, grid, mask)
-        if self.gate is not None:
-            y = (
-                F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-                + self.gate[:, None, None] * y
-            )
-        return y.transpose(1, 2).reshape(batch, tokens, channels // 3).to(x.dtype)
+        y = self.operator(*split_heads(x, self.num_heads), grid, mask)
+        if self.gate is None:
+            return join_heads(y)
+        gated = join_heads(self.gate[:, None, None].to(y.dtype) * y)
+        return softmax_attention(x, self.num_heads, mask) + gated

@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
         return self.prefix + self.grid[0] * self.grid[1]
 
     def crop(self, x: Tensor, dim: int, grid: tuple[int, int]) -> Tensor:
-        """Returns the entries along `dim`, one for each token, of the upper left part of the map."""
+        """Returns the entries along `dim`, one for each token, of the upper left of the map."""
         if tuple(grid) == self.grid:
             return x
         prefix, on_map = self._split(x, dim)

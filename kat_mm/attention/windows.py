@@ -5,7 +5,8 @@ last window of a row or column is smaller: no padding is attended to, and no mas
 attention kernels from being used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,63 +17,129 @@ from ..arithmetic import ceil_div, is_symbol
 Attend = Callable[..., Tensor]  # (x [B, N, C], (h, w), mask [B, 1, 1, N] or None) -> [B, N, C']
 
 
-def attend_in_windows(attend: Attend, x: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """Attends within each window of tokens x [B, h * w, C], without prefix tokens.
+class Tile(NamedTuple):
+    """A part of a map: rows x columns of windows of one size."""
 
-    Whole windows and the smaller ones at the right and bottom edges make up to four tiles, for
-    each of which `attend` is called once.
+    rows: int
+    height: int  # of a window
+    columns: int
+    width: int
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+class Windows:
+    """The windows of a map (h, w), and the order of its tokens that keeps each window together.
+
+    Whole windows and the smaller ones at the right and bottom edges make up to four tiles. In the
+    order of the windows come the tokens of one tile behind those of another; in a tile, window
+    behind window; in a window, row by row. So attention within windows takes slices of the tokens,
+    and only a network's first and last block change the order.
 
     Args:
-        attend: mixes the tokens of each of a batch of windows.
-        x: tokens of the map, row by row.
-        grid: (h, w) of the map.
+        grid: (h, w) of the map in tokens.
         size: side of the windows in tokens.
 
-    Returns:
-        The result [B, h * w, C'].
+    Attributes:
+        key: what the order depends on.
+        heights, widths: of the tiles from top to bottom and from left to right, in tokens.
+        tiles: the tiles, row by row.
+        tokens: how many each tile has.
+    """
+
+    def __init__(self, grid: tuple[int, int], size: int):
+        h, w = grid
+        self.key = h, w, size
+        self.heights, self.widths = _whole_and_rest(h, size), _whole_and_rest(w, size)
+        self.tiles = [
+            Tile(
+                height // min(height, size),
+                min(height, size),
+                width // min(width, size),
+                min(width, size),
+            )
+            for height in self.heights
+            for width in self.widths
+        ]
+        self.tokens = [height * width for height in self.heights for width in self.widths]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each window, in their order."""
+        return [
+            tile.height * tile.width for tile in self.tiles for _ in range(tile.rows * tile.columns)
+        ]
+
+    def order(self, x: Tensor) -> Tensor:
+        """Brings tokens x [B, h * w, C], row by row, into the order of the windows."""
+        bands = x.unflatten(1, self.key[:2]).split(self.heights, 1)
+        parts = [part for band in bands for part in band.split(self.widths, 2)]
+        ordered = []
+        for part, tile in zip(parts, self.tiles, strict=True):
+            part = part.unflatten(2, tile[2:]).unflatten(1, tile[:2])
+            ordered.append(part.transpose(2, 3).flatten(1, 4))
+        return _concatenate(ordered, 1)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Brings tokens x [B, h * w, C] in the order of the windows into that of the map's rows."""
+        parts = []
+        for part, (rows, height, columns, width) in zip(self.split(x), self.tiles, strict=True):
+            part = part.unflatten(1, (rows, columns, height, width)).transpose(2, 3)
+            parts.append(part.flatten(3, 4).flatten(1, 2))
+        side = len(self.widths)
+        bands = [_concatenate(parts[i : i + side], 2) for i in range(0, len(parts), side)]
+        return _concatenate(bands, 1).flatten(1, 2)
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """Splits tokens x [B, h * w, C] in the order of the windows into those of each tile."""
+        return x.split(self.tokens, 1) if len(self.tokens) > 1 else (x,)
+
+    def attend(self, attend: Attend, x: Tensor) -> Tensor:
+        """Attends within each window of tokens x [B, h * w, C] in the order of the windows.
+
+        `attend` mixes the tokens of each of a batch of windows, and is called once for each tile.
+        Returns [B, h * w, C'].
+        """
+        batch, _, channels = x.shape
+        parts = []
+        for part, tile in zip(self.split(x), self.tiles, strict=True):
+            y = attend(part.reshape(-1, tile.height * tile.width, channels), tile.window)
+            parts.append(y.reshape(batch, part.shape[1], y.shape[-1]))
+        return _concatenate(parts, 1)
+
+
+def windows_of(grid: tuple[int, int], size: int) -> Windows | None:
+    """Returns the windows of a side in tokens; None without, or for a map whose size is a symbol.
+
+    Symbols do not tell which smaller windows there are.
+    """
+    return None if not size or is_symbol(sum(grid)) else Windows(grid, size)
+
+
+def attend_in_padded_windows(attend: Attend, x: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Attends within windows of tokens x [B, h * w, C], row by row; returns [B, h * w, C'].
+
+    For sizes that are symbols: the map is padded to whole windows, and a mask keeps the padding
+    from being attended to.
     """
     h, w = grid
-    x = x.view(-1, h, w, x.shape[-1])
-    if is_symbol(h + w):
-        return _padded_windows(attend, x, size).flatten(1, 2)
-    bands = []
-    for band in x.split(_tile_sizes(h, size), 1):
-        tiles = band.split(_tile_sizes(w, size), 2)
-        bands.append(_concatenate([_attend_tile(attend, tile, size) for tile in tiles], 2))
-    return _concatenate(bands, 1).flatten(1, 2)
-
-
-def _padded_windows(attend: Attend, x: Tensor, size: int) -> Tensor:
-    """Attends within the windows of a map x [B, h, w, C]; returns [B, h, w, C'].
-
-    For sizes that are symbols, as these do not tell which smaller windows there are: the map is
-    padded to whole ones, and a mask keeps the padding from being attended to.
-    """
-    h, w = x.shape[1:3]
-    padding = (0, ceil_div(w, size) * size - w, 0, ceil_div(h, size) * size - h)
+    rows, columns = ceil_div(h, size), ceil_div(w, size)
+    padding = (0, columns * size - w, 0, rows * size - h)
     mask = F.pad(x.new_zeros(h, w), padding, value=-torch.inf)
-    return _attend_tile(attend, F.pad(x, (0, 0, *padding)), size, mask)[:, :h, :w]
+    mask = mask.view(rows, size, columns, size).transpose(1, 2).reshape(-1, 1, 1, size * size)
+    x = F.pad(x.view(-1, h, w, x.shape[-1]), (0, 0, *padding))
+    batch, _, _, channels = x.shape
+    windows = x.view(batch, rows, size, columns, size, channels).transpose(2, 3)
+    y = attend(
+        windows.reshape(-1, size * size, channels), (size, size), mask.repeat(batch, 1, 1, 1)
+    )
+    y = y.view(batch, rows, columns, size, size, -1).transpose(2, 3)
+    return y.reshape(batch, rows * size, columns * size, -1)[:, :h, :w].flatten(1, 2)
 
 
-def _attend_tile(attend: Attend, tile: Tensor, size: int, mask: Tensor | None = None) -> Tensor:
-    """Attends within the equal windows of a tile [B, th, tw, C]; returns [B, th, tw, C'].
-
-    A mask [th, tw], which a tile of whole windows may have, is added to the keys' logits.
-    """
-    batch, h, w, _ = tile.shape
-    sh = sw = size
-    if mask is None:
-        sh, sw = min(h, sh), min(w, sw)
-    else:
-        mask = mask.view(h // sh, sh, w // sw, sw).transpose(1, 2).reshape(-1, 1, 1, sh * sw)
-        mask = mask.repeat(batch, 1, 1, 1)
-    windows = tile.view(batch, h // sh, sh, w // sw, sw, -1).transpose(2, 3)
-    y = attend(windows.reshape(-1, sh * sw, tile.shape[-1]), (sh, sw), mask)
-    y = y.view(batch, h // sh, w // sw, sh, sw, -1).transpose(2, 3)
-    return y.reshape(batch, h, w, -1)
-
-
-def _tile_sizes(length: int, window: int) -> list[int]:
+def _whole_and_rest(length: int, window: int) -> list[int]:
     """Splits a length into what whole windows cover and the rest, leaving out what is empty."""
     rest = length % window
     return [size for size in (length - rest, rest) if size]

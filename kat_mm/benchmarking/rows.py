@@ -58,6 +58,34 @@ def add_step_ratios(figures: Mapping[str, dict], base: str, prefix: str) -> None
                 figure[f'{prefix}_{name}_ratio'] = figures[base][key] / figure[key]
 
 
+def add_throughput(figure: dict, batch: int) -> None:
+    """Puts images per second, and the share of the step that a GPU works, into a step's figures."""
+    figure['images_per_s'] = 1e3 * batch / figure['median_ms']
+    if 'kernel_ms' in figure:
+        figure['busy'] = figure['kernel_ms'] / figure['median_ms']
+
+
+def throughput_table(rows: Iterable[tuple[str, dict]], subject: str) -> Table:
+    """Returns the table of images per second and of what a step waits for, headed `subject`."""
+    table = Table()
+    table.add_column(subject)
+    for column in ('images/s', 'GPU busy', 'ms with loader', 'to loaded batches', 'waiting for it'):
+        table.add_column(column, justify='right')
+    for name, figure in rows:
+        shown = dict(figure)
+        if 'loader_ms' in figure:
+            shown['loader_ratio'] = figure['loader_ms'] / figure['median_ms']
+        cells = [
+            format(shown[key], form) if key in shown else ''
+            for key, form in (
+                *(('images_per_s', '.1f'), ('busy', '.0%'), ('loader_ms', '.1f')),
+                *(('loader_ratio', '.3f'), ('waiting', '.1%')),
+            )
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
 def step_table(
     title: str, rows: Iterable[tuple[str, dict]], prefix: str, subject: str, ratio: str, digits: int
 ) -> Table:

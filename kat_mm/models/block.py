@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..attention.windows import Windows
 from ..errors import ConfigError
 
 # The layer norms of ViTs, whose epsilon is not torch's default.
@@ -19,7 +20,8 @@ class Block(nn.Module):
 
     Args:
         embed_dims: channels.
-        attn: module called with the normed tokens and the (h, w) of their map.
+        attn: module called with the normed tokens, the (h, w) of their map and, if the network
+            gives them, the windows that the tokens are sorted by.
         mlp: module called with the normed tokens; see `kat_mm.models.ffn`.
         layer_scale: initial scale of both branches (CaiT, arXiv 2103.17239, section 3); None
             for none.
@@ -48,8 +50,8 @@ class Block(nn.Module):
         self.ls2 = scale()
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid)))
+    def forward(self, x: Tensor, grid: tuple[int, int], *windows: Windows) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid, *windows)))
         return x + self.drop_path2(self.ls2(feed_forward(self.mlp, self.norm2, x)))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention.plan import build_attentions, plan_attention
+from ..attention.windows import windows_of
 from ..checks import check_bool, check_indices, check_int, check_probability
 from ..errors import ConfigError
 from ..registry import PYRAMIDS, Config
@@ -173,17 +174,22 @@ class KAT(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         self._check(images)
         x, grid = self.embed(images)
+        # Blocks see tokens in the order of the windows, if there are any.
+        windows = windows_of(grid, self.window_size)
+        arguments = (grid,)
+        if windows is not None:
+            x, arguments = windows.order(x), (grid, windows)
         maps = []
         for i, block in enumerate(self.blocks[: self.last_block + 1]):
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, grid, use_reentrant=False)
+                x = checkpoint(block, x, *arguments, use_reentrant=False)
             else:
-                x = block(x, grid)
+                x = block(x, *arguments)
             if i == self.num_layers - 1:
                 x = self.norm(x)
             if i == self.last_block or (self.pyramid is None and i in self.out_indices):
-                tokens = x[:, self.num_prefix :].transpose(1, 2)
-                maps.append(tokens.unflatten(2, grid).contiguous())
+                tokens = x[:, self.num_prefix :] if windows is None else windows.restore(x)
+                maps.append(tokens.transpose(1, 2).unflatten(2, grid).contiguous())
         if self.pyramid is not None:
             return self.pyramid(maps, images.shape[-2:])
         return tuple(maps)

@@ -13,7 +13,10 @@ compat.install()
 
 from .backbone import KAT  # noqa: E402
 from .core_log import forward_core_log  # noqa: E402
+from .data_preprocessors import BatchedImgDataPreprocessor  # noqa: E402
 from .hooks.checkpoint import SafeCheckpointHook, latest_checkpoint  # noqa: E402
+from .hooks.cuda_graph import CUDAGraphHook  # noqa: E402
+from .hooks.deferred import DeferredRuntimeInfoHook  # noqa: E402
 from .hooks.epoch_seed import EpochSeedHook  # noqa: E402
 from .hooks.finite_loss import FiniteLossHook  # noqa: E402
 from .hooks.log_processor import MemoryLogProcessor  # noqa: E402
@@ -27,19 +30,39 @@ if find_spec('mmcv'):
 
 
 def _register_for_mmdet(_) -> None:
-    from . import instance_tta, roi_extractor  # noqa: F401
+    from . import (  # noqa: F401
+        batched_roi_head,
+        batched_rpn,
+        detection_data,
+        instance_tta,
+        pad_to_bucket,
+        roi_extractor,
+    )
 
 
 def _register_for_mmseg(_) -> None:
-    from . import fused_heads, losses  # noqa: F401
+    from . import fused_heads, fused_segmentor, losses, segmentation_data  # noqa: F401
+
+
+def _register_mmdets_transforms(_) -> None:
+    from . import packed_masks  # noqa: F401
+
+
+def _register_mmsegs_transforms(_) -> None:
+    from . import segmentation_data  # noqa: F401
 
 
 when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')
-when_imported('mmdet.models', _register_for_mmdet, 'register its RoI extractor and TTA with mmdet')
+when_imported('mmdet.models', _register_for_mmdet, 'register its heads and TTA with mmdet')
+when_imported('mmseg.datasets', _register_mmsegs_transforms, 'register its transforms with mmseg')
+when_imported('mmdet.datasets', _register_mmdets_transforms, 'register its transforms with mmdet')
 
 __all__ = [
     'GRKAN',
     'KAT',
+    'BatchedImgDataPreprocessor',
+    'CUDAGraphHook',
+    'DeferredRuntimeInfoHook',
     'EpochSeedHook',
     'FiniteLossHook',
     'KATOptimWrapperConstructor',

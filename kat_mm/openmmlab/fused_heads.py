@@ -16,20 +16,30 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
-from ..segmentation import upsample_bilinear, upsample_cross_entropy
+from ..segmentation import adaptive_avg_pool2d, upsample_bilinear, upsample_cross_entropy
 from .losses import WeightedCrossEntropyLoss
 
 EPS = torch.finfo(torch.float32).eps  # what mmseg adds to what it divides by
 
 
 class _OwnResizing(TorchFunctionMode):
-    """Has bilinear resizing on a GPU done by kat_mm's op, in the dtype of what is resized."""
+    """Has kat_mm resize and pool on a GPU: reproducibly, and in the dtype of the input."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.interpolate:
             return self._interpolate(*args, **kwargs)
+        if func is F.adaptive_avg_pool2d:
+            return self._adaptive_avg_pool2d(*args, **kwargs)
         return func(*args, **kwargs)
+
+    @staticmethod
+    def _adaptive_avg_pool2d(input, output_size):
+        if not input.is_cuda or input.dim() != 4:
+            return F.adaptive_avg_pool2d(input, output_size)
+        size = [output_size] * 2 if isinstance(output_size, int) else output_size
+        size = (side or old for side, old in zip(size, input.shape[2:], strict=True))
+        return adaptive_avg_pool2d(input, tuple(size))
 
     @staticmethod
     def _interpolate(
@@ -95,7 +105,7 @@ class FusedLoss:
                 f'{name}: its loss takes no sampler; use {name.removeprefix("Fused")}, or leave '
                 'sampler out'
             )
-        for loss in self._losses():
+        for i, loss in enumerate(self._losses()):
             is_known = type(loss) in (CrossEntropyLoss, WeightedCrossEntropyLoss)
             is_softmax = is_known and not (loss.use_sigmoid or loss.use_mask)
             if not is_softmax or loss.reduction != 'mean':
@@ -103,6 +113,10 @@ class FusedLoss:
                     f'{name}: loss_decode must be CrossEntropyLoss, of a softmax and with '
                     f"reduction='mean', got {loss}; use {name.removeprefix('Fused')}"
                 )
+            weight = loss.class_weight
+            if weight is not None:
+                weight = torch.tensor(weight, dtype=torch.float32)
+            self.register_buffer(f'class_weight_{i}', weight, persistent=False)
 
     def forward(self, inputs) -> Tensor:
         with _OwnResizing():
@@ -115,8 +129,8 @@ class FusedLoss:
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
         losses = {}
-        for loss in self._losses():
-            weight = loss.class_weight and seg_logits.new_tensor(loss.class_weight)
+        for i, loss in enumerate(self._losses()):
+            weight = getattr(self, f'class_weight_{i}')
             total, statistics = upsample_cross_entropy(
                 seg_logits, labels, weight, self.ignore_index, self.align_corners
             )

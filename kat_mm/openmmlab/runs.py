@@ -1,6 +1,7 @@
 """Runners from configs, and what goes wrong when mmengine builds one, in one line."""
 
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -30,10 +31,15 @@ BACKEND_MODULES = {
 def build_runner(config: Config) -> Runner:
     """Returns the runner of a config, after a check of what it logs to.
 
+    Where algorithms must be deterministic, cuBLAS is told so, without which torch refuses to
+    multiply matrices on a GPU.
+
     Raises:
         ConfigError: for a visualizer's backend whose package is not installed.
     """
     check_backends(config)
+    if (config.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict
 
 from ..errors import ConfigError
-from .configs import is_segmentation
+from .configs import is_segmentation, type_name
 
 VIEW_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 FLIP_KEYS = ('flip', 'flip_direction')
@@ -37,6 +37,8 @@ def augment_tests(config: Config) -> None:
             type='InstanceTTAModel',
             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
         )
+    if type_name(config.model) == 'FusedEncoderDecoder':
+        config.model.setdefault('test_cfg', ConfigDict())['keep_logits'] = True
     config.model = ConfigDict(**config.tta_model, module=config.model)
 
 

@@ -8,8 +8,12 @@ from torch import Tensor, fx, nn
 
 from ..checks import check_int, check_ints
 from ..errors import ConfigError
+from . import cpp_autograd
 from .coefficients import Init, initial_coefficients
 from .op import rational
+
+_plain = cpp_autograd.library and cpp_autograd.library.group_rational
+_is_compiling = torch.compiler.is_compiling
 
 
 @fx.wrap  # so torch.fx records one node, whatever the shape of the input it is traced without
@@ -124,6 +128,20 @@ class GroupRational(nn.Module):
             parameter.copy_(values)
 
     def forward(self, input: Tensor) -> Tensor:  # by the name that torch's activations have
+        if _plain is not None and type(self) is GroupRational and not _is_compiling():
+            # Not by attribute, as a module takes as long to find one as the rest of this takes.
+            parameters = self._parameters
+            y = _plain(
+                input,
+                parameters.get('weight_numerator'),
+                parameters.get('weight_denominator'),
+                self.num_groups,
+                self.order,
+                self.shared_numerator,
+                self.channel_dim,
+            )
+            if y is not None:
+                return y
         return group_rational(input, self.numerator, self.denominator, self.channel_dim)
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
+from . import cpp_autograd
 from .autograd import differentiable, gradients
 from .layer import GroupRational
 from .op import autocast_dtype, call_rational, compiled_devices, library
@@ -121,20 +122,24 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad, grad_statistics):
-    x, statistics, *parameters = ctx.saved_tensors
     if grad is None and grad_statistics is None:
         return (None,) * 7
-    is_first_order = not (torch.is_grad_enabled() or is_transformed() or has_tangents())
-    if is_first_order and grad_statistics is None:
-        return *_call_backward(grad, x, statistics, *parameters), None, None
-
     grads = {i: g for i, g in enumerate((grad, grad_statistics)) if g is not None}
+    return *_gradients(grads, ctx.saved_tensors, ctx.eps, ctx.out_dtype), None, None
+
+
+def _gradients(grads, saved, eps, out_dtype):
+    """Computes the gradients, given those of some outputs by their numbers."""
+    x, statistics, *parameters = saved
+    is_first_order = not (torch.is_grad_enabled() or is_transformed() or has_tangents())
+    if is_first_order and list(grads) == [0]:
+        return _call_backward(grads[0], x, statistics, *parameters)
 
     def formula(*tensors):
-        outputs = layer_norm_rational_formula(*tensors, ctx.eps, ctx.out_dtype)
+        outputs = layer_norm_rational_formula(*tensors, eps, out_dtype)
         return tuple(outputs[i] for i in grads)
 
-    return *gradients(formula, (x, *parameters), tuple(grads.values())), None, None
+    return gradients(formula, (x, *parameters), tuple(grads.values()))
 
 
 def _refuse(*inputs):
@@ -171,10 +176,16 @@ def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Te
     """
     if isinstance(x, fx.Proxy):  # torch.fx traces two nodes
         return act(norm(x))
-    is_known = type(norm) is nn.LayerNorm and type(act) is GroupRational and x.dim() > 0
+    is_known = type(norm) is nn.LayerNorm and type(act) is GroupRational
     if not (x.is_cuda and x.dtype is torch.float32 and HAS_KERNEL and is_known):
         return act(norm(x))
-    if not _fits(x, norm, act):
+    if has_hooks(norm) or has_hooks(act) or has_global_hooks():
+        return act(norm(x))
+    if _plain is not None and not _is_compiling():
+        y = call_plain(x, norm, act)
+        if y is not None:
+            return y
+    if x.dim() == 0 or not _fits(x, norm, act):
         return act(norm(x))
     inputs = norm.weight, norm.bias, act.numerator, act.denominator
     if any(t.dtype is not torch.float32 or t.device != x.device for t in inputs):
@@ -182,8 +193,42 @@ def layer_norm_rational(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Te
     return _call(x, *inputs, norm.eps, autocast_dtype(x))[0]
 
 
+_is_compiling = torch.compiler.is_compiling
+_plain = cpp_autograd.library and cpp_autograd.library.layer_norm_rational
+
+
+def call_plain(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> Tensor | None:
+    """Computes it with the node in C++, if the call is plain and its kernel takes the shapes."""
+    # Not by attribute, as a module takes as long to find one as the rest of this takes.
+    affine, coefficients = norm._parameters, act._parameters
+    return _plain(
+        x,
+        affine.get('weight'),
+        affine.get('bias'),
+        coefficients.get('weight_numerator'),
+        coefficients.get('weight_denominator'),
+        act.num_groups,
+        act.order,
+        act.shared_numerator,
+        act.channel_dim,
+        norm.eps,
+    )
+
+
+def _gradients_for_cpp(grad, x, statistics, weight, bias, numerator, denominator, *rest):
+    """Computes the gradients that the node in C++ leaves to Python, as they are not plain."""
+    shape_a, shape_b, eps = rest
+    parameters = weight, bias, numerator.view(shape_a), denominator.view(shape_b)
+    *grads, grad_a, grad_b = _gradients({0: grad}, (x, statistics, *parameters), eps, grad.dtype)
+    return *grads, grad_a.reshape(numerator.shape), grad_b.reshape(denominator.shape)
+
+
+if cpp_autograd.library is not None:
+    cpp_autograd.library.serve_layer_norm_rational(MAX_CHANNELS, *MAX_ORDER, _gradients_for_cpp)
+
+
 def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
-    """Tells whether the compiled kernel takes these shapes and no hook wants to be called."""
+    """Tells whether the compiled kernel takes these shapes."""
     channels = x.shape[-1]
     return (
         norm.normalized_shape == (channels,)
@@ -194,5 +239,4 @@ def _fits(x: Tensor, norm: nn.LayerNorm, act: GroupRational) -> bool:
         and (act.channel_dim in (-1, x.dim() - 1) or (act.channel_dim is None and x.dim() < 3))
         and act.order[0] <= MAX_ORDER[0]
         and act.order[1] <= MAX_ORDER[1]
-        and not (has_hooks(norm) or has_hooks(act) or has_global_hooks())
     )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import cpp_autograd
 from . import torch_internals as internals
 from .arguments import DTYPES, check_arguments
 from .autograd import differentiable, gradients
@@ -130,6 +131,10 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, channel_dim: int
         IndexError: for a channel_dim out of range.
         RuntimeError: for tensors on different devices.
     """
+    if _plain is not None and not _is_compiling():
+        y = _plain(x, numerator, denominator, channel_dim)
+        if y is not None:
+            return y
     # Kernels take coefficients in the dtype of the arithmetic; autograd casts gradients back.
     dtype = x.dtype
     compute_dtype = dtype if dtype is torch.float64 else torch.float32
@@ -165,4 +170,23 @@ def compiled_devices() -> tuple[str, ...]:
     return tuple(key.lower() for key in ('CPU', 'CUDA') if has_kernel('kat_mm::rational', key))
 
 
+def _gradients(grad, x, numerator, denominator, *shapes_and_arguments):
+    """Computes the gradients that the node in C++ leaves to Python, as they are not plain.
+
+    Its coefficients may have one dimension.
+    """
+    shape_a, shape_b, channel_dim, wanted = shapes_and_arguments
+    grad_x, grad_a, grad_b = _call_backward(
+        grad, x, numerator.view(shape_a), denominator.view(shape_b), channel_dim, wanted
+    )
+    if not wanted:
+        return grad_x, None, None
+    return grad_x, grad_a.reshape(numerator.shape), grad_b.reshape(denominator.shape)
+
+
 load_compiled()
+_plain, _is_compiling = None, torch.compiler.is_compiling
+if cpp_autograd.library is not None:
+    _plain = cpp_autograd.library.rational
+    _devices = compiled_devices()
+    cpp_autograd.library.serve_rational('cpu' in _devices, 'cuda' in _devices, _gradients)

@@ -38,6 +38,39 @@ SCHEMAS = {
         '(Tensor grad, Tensor logits, Tensor labels, Tensor partition, Tensor? class_weight, '
         'int ignore_index, bool align_corners) -> Tensor'
     ),
+    'multilevel_roi_align': (
+        '(Tensor[] maps, Tensor rois, Tensor? levels, float finest_scale, int[] output_size, '
+        'float[] scales, int sampling_ratio, bool aligned, bool channels_last) '
+        '-> Tensor'
+    ),
+    'multilevel_roi_align_backward': (
+        '(Tensor grad, Tensor rois, Tensor? levels, int[] sizes, float finest_scale, '
+        'float[] scales, int sampling_ratio, bool aligned) -> Tensor[]'
+    ),
+    'paste_masks': (
+        '(Tensor masks, Tensor boxes, int height, int width, float threshold) -> Tensor'
+    ),
+    'nms': (
+        '(Tensor boxes, Tensor order, Tensor? valid, float iou_threshold, int max_keep) '
+        '-> (Tensor, Tensor)'
+    ),
+    'max_iou_assign': (
+        '(Tensor boxes, Tensor? valid, Tensor gt_boxes, Tensor gt_counts, float pos_iou, '
+        'float neg_low, float neg_high, float min_pos_iou, bool match_low_quality, '
+        'bool gt_max_assign_all) -> (Tensor, Tensor)'
+    ),
+    'bitmap_targets': (
+        '(Tensor starts, Tensor table, Tensor words, Tensor boxes, Tensor images, '
+        'Tensor instances, int height, int width, bool binarize=True) -> Tensor'
+    ),
+    'polygon_targets': (
+        '(Tensor starts, Tensor table, Tensor polygons, Tensor vertices, Tensor boxes, '
+        'Tensor images, Tensor instances, int height, int width) -> Tensor'
+    ),
+    'upsample_argmax': (
+        '(Tensor logits, int via_height, int via_width, int top, int left, int window_height, '
+        'int window_width, int height, int width, bool align_corners=False) -> Tensor'
+    ),
 }
 # To be raised where a kernel computes something else under the same schema.
 REVISION = 1

@@ -188,8 +188,8 @@ inline cudaStream_t current_stream(int device) {
 }
 
 inline unsigned grid_size(int64_t blocks) {
-  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "rational: the tensor needs ", blocks,
-                  " CUDA blocks, more than a grid holds");
+  KAT_MM_CHECK(blocks < (int64_t{1} << 31), "rational: the tensor needs ", blocks,
+               " CUDA blocks, more than a grid holds");
   return static_cast<unsigned>(blocks);
 }
 

@@ -229,19 +229,18 @@ Tensor make_readable(const Tensor& tensor) {
 // Checks what the kernels ask for beyond the checks of `rational`, and returns the sizes.
 Shape check_shape(const Operands& in, const Tensor& weight, const Tensor& bias) {
   const int64_t channels = in.x.size(-1);
-  STD_TORCH_CHECK(in.x.scalar_type() == ScalarType::Float,
-                  "layer_norm_rational: x must be float32");
+  KAT_MM_CHECK(in.x.scalar_type() == ScalarType::Float, "layer_norm_rational: x must be float32");
   for (const Tensor* tensor : {&weight, &bias}) {
-    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->dim() == 1 &&
-                        tensor->size(0) == channels &&
-                        tensor->get_device_index() == in.x.get_device_index(),
-                    "layer_norm_rational: weight and bias must be float32 [", channels,
-                    "], on the device of x");
+    KAT_MM_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->dim() == 1 &&
+                     tensor->size(0) == channels &&
+                     tensor->get_device_index() == in.x.get_device_index(),
+                 "layer_norm_rational: weight and bias must be float32 [", channels,
+                 "], on the device of x");
   }
-  STD_TORCH_CHECK(in.rows.m <= kM && in.rows.n <= kN,
-                  "layer_norm_rational: orders m and n must be at most 5 and 4, got ", in.rows.m,
-                  " and ", in.rows.n);
-  STD_TORCH_CHECK(
+  KAT_MM_CHECK(in.rows.m <= kM && in.rows.n <= kN,
+               "layer_norm_rational: orders m and n must be at most 5 and 4, got ", in.rows.m,
+               " and ", in.rows.n);
+  KAT_MM_CHECK(
       channels % (kV * in.rows.groups) == 0 && channels <= 32 * kMaxVectors * kV,
       "layer_norm_rational: channels must be at most 1024 and a multiple of 4 in each of the ",
       in.rows.groups, " groups, got ", channels);
@@ -254,7 +253,7 @@ void dispatch_output(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Float) return f(float{});
   if (dtype == ScalarType::Half) return f(__half{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{});
-  STD_TORCH_CHECK(false, "layer_norm_rational: the output must be float32, float16 or bfloat16");
+  KAT_MM_CHECK(false, "layer_norm_rational: the output must be float32, float16 or bfloat16");
 }
 
 template <typename T>
@@ -300,10 +299,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_rational_backward_
   weight = make_readable(weight);
   bias = make_readable(bias);
   grad = make_readable(match_memory(grad, in.x));
-  STD_TORCH_CHECK(statistics.scalar_type() == ScalarType::Float && statistics.is_contiguous() &&
-                      statistics.numel() == 2 * shape.rows &&
-                      statistics.get_device_index() == in.x.get_device_index(),
-                  "layer_norm_rational_backward: statistics must be those of the forward pass");
+  KAT_MM_CHECK(statistics.scalar_type() == ScalarType::Float && statistics.is_contiguous() &&
+                   statistics.numel() == 2 * shape.rows &&
+                   statistics.get_device_index() == in.x.get_device_index(),
+               "layer_norm_rational_backward: statistics must be those of the forward pass");
   Tensor grad_x = empty_like(in.x, ScalarType::Float);
   Tensor grad_weight = empty_like(weight, ScalarType::Float);
   Tensor grad_bias = empty_like(bias, ScalarType::Float);

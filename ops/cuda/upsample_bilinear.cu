@@ -142,7 +142,7 @@ void dispatch_planes(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Half) return f(__half{}, float{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{}, float{});
   if (dtype == ScalarType::Double) return f(double{}, double{});
-  STD_TORCH_CHECK(false, "upsample_bilinear: the input must be of a floating dtype");
+  KAT_MM_CHECK(false, "upsample_bilinear: the input must be of a floating dtype");
 }
 
 // Whether channels are last in memory, in vectors that a thread takes.
@@ -160,35 +160,45 @@ Tensor empty_channels_last(int64_t images, int64_t channels, int64_t height, int
   return empty_strided({sizes.data(), 4}, {strides.data(), 4}, like.scalar_type(), like);
 }
 
+// Adjacent pixels of a plane, or channels of a pixel, that a thread takes.
 template <typename S>
-constexpr int kChannels = sizeof(S) == 8 ? 2 : 4;
+constexpr int kAdjacent = sizeof(S) == 8 ? 2 : 4;
 
 dim3 grid_of(int64_t pixels, int64_t planes) {
   const int64_t rows = ceil_divide(planes, kPlanes);
-  STD_TORCH_CHECK(rows < 65536, "upsample_bilinear: ", planes, " planes are more than ",
-                  65535 * kPlanes);
+  KAT_MM_CHECK(rows < 65536, "upsample_bilinear: ", planes, " planes are more than ",
+               65535 * kPlanes);
   return dim3(grid_size(ceil_divide(pixels, kThreads)), static_cast<unsigned>(rows));
 }
 
+template <bool kBackward>
+Tensor resize_channels_last(const Tensor& from, int64_t height, int64_t width, bool align_corners) {
+  Tensor to = empty_channels_last(from.size(0), from.size(1), height, width, from);
+  dispatch_planes(from.scalar_type(), [&](auto s, auto t) {
+    using S = decltype(s);
+    using T = decltype(t);
+    constexpr int V = kAdjacent<S>;
+    const auto side = [&](int64_t given, int64_t wanted) {
+      return kBackward ? Side<T>(wanted, given, align_corners)
+                       : Side<T>(given, wanted, align_corners);
+    };
+    const auto kernel = kBackward ? backward_last_kernel<S, T, V> : forward_last_kernel<S, T, V>;
+    const int64_t vectors = to.numel() / V;
+    kernel<<<grid_size(ceil_divide(vectors, kThreads)), kThreads, 0,
+             current_stream(from.get_device())>>>(
+        static_cast<const S*>(from.data_ptr()), static_cast<S*>(to.data_ptr()), vectors,
+        static_cast<int>(from.size(1) / V), side(from.size(2), height), side(from.size(3), width));
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return to;
+}
+
 Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool align_corners) {
-  STD_TORCH_CHECK(input.dim() == 4 && height > 0 && width > 0 && input.numel() > 0,
-                  "upsample_bilinear: the input must be [B, C, h, w], and sizes above 0");
+  KAT_MM_CHECK(input.dim() == 4 && height > 0 && width > 0 && input.numel() > 0,
+               "upsample_bilinear: the input must be [B, C, h, w], and sizes above 0");
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   if (has_channels_last(input, 4)) {
-    Tensor output = empty_channels_last(input.size(0), input.size(1), height, width, input);
-    dispatch_planes(input.scalar_type(), [&](auto s, auto t) {
-      using S = decltype(s);
-      using T = decltype(t);
-      const int64_t vectors = output.numel() / kChannels<S>;
-      forward_last_kernel<S, T, kChannels<S>><<<grid_size(ceil_divide(vectors, kThreads)), kThreads,
-                                                0, current_stream(input.get_device())>>>(
-          static_cast<const S*>(input.data_ptr()), static_cast<S*>(output.data_ptr()), vectors,
-          static_cast<int>(input.size(1) / kChannels<S>),
-          Side<T>(input.size(2), height, align_corners),
-          Side<T>(input.size(3), width, align_corners));
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    });
-    return output;
+    return resize_channels_last<false>(input, height, width, align_corners);
   }
   input = make_contiguous(input);
   const int64_t planes = input.size(0) * input.size(1);
@@ -198,7 +208,6 @@ Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool 
     using S = decltype(s);
     using T = decltype(t);
     const Side<T> y(input.size(2), height, align_corners), x(input.size(3), width, align_corners);
-    constexpr int kVector = sizeof(S) == 8 ? 2 : 4;
     const auto launch = [&](auto vector) {
       constexpr int V = decltype(vector)::value;
       forward_kernel<S, T, V><<<grid_of(height * (width / V), planes), kThreads, 0,
@@ -207,8 +216,8 @@ Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool 
           x);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     };
-    if (width % kVector == 0) {
-      launch(Constant<kVector>{});
+    if (width % kAdjacent<S> == 0) {
+      launch(Constant<kAdjacent<S>>{});
     } else {
       launch(Constant<1>{});
     }
@@ -218,24 +227,11 @@ Tensor upsample_bilinear_cuda(Tensor input, int64_t height, int64_t width, bool 
 
 Tensor upsample_bilinear_backward_cuda(Tensor grad, int64_t height, int64_t width,
                                        bool align_corners) {
-  STD_TORCH_CHECK(grad.dim() == 4 && height > 0 && width > 0 && grad.numel() > 0,
-                  "upsample_bilinear_backward: grad must be [B, C, H, W], and sizes above 0");
+  KAT_MM_CHECK(grad.dim() == 4 && height > 0 && width > 0 && grad.numel() > 0,
+               "upsample_bilinear_backward: grad must be [B, C, H, W], and sizes above 0");
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   if (has_channels_last(grad, 4)) {
-    Tensor grad_input = empty_channels_last(grad.size(0), grad.size(1), height, width, grad);
-    dispatch_planes(grad.scalar_type(), [&](auto s, auto t) {
-      using S = decltype(s);
-      using T = decltype(t);
-      const int64_t vectors = grad_input.numel() / kChannels<S>;
-      backward_last_kernel<S, T, kChannels<S>><<<grid_size(ceil_divide(vectors, kThreads)),
-                                                 kThreads, 0, current_stream(grad.get_device())>>>(
-          static_cast<const S*>(grad.data_ptr()), static_cast<S*>(grad_input.data_ptr()), vectors,
-          static_cast<int>(grad.size(1) / kChannels<S>),
-          Side<T>(height, grad.size(2), align_corners),
-          Side<T>(width, grad.size(3), align_corners));
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    });
-    return grad_input;
+    return resize_channels_last<true>(grad, height, width, align_corners);
   }
   grad = make_contiguous(grad);
   const int64_t planes = grad.size(0) * grad.size(1);

@@ -208,7 +208,7 @@ void dispatch_logits(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Half) return f(__half{}, float{});
   if (dtype == ScalarType::BFloat16) return f(__nv_bfloat16{}, float{});
   if (dtype == ScalarType::Double) return f(double{}, double{});
-  STD_TORCH_CHECK(false, "upsample_cross_entropy: logits must be of a floating dtype");
+  KAT_MM_CHECK(false, "upsample_cross_entropy: logits must be of a floating dtype");
 }
 
 template <typename T>
@@ -238,24 +238,24 @@ Problem<T> describe(const Tensor& logits, const Tensor& labels, int64_t ignore_i
 }
 
 void check(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& class_weight) {
-  STD_TORCH_CHECK(logits.dim() == 4 && labels.dim() == 3 && logits.size(0) == labels.size(0),
-                  "upsample_cross_entropy: logits must be [B, C, h, w] and labels [B, H, W]");
-  STD_TORCH_CHECK(logits.numel() > 0 || labels.numel() == 0,
-                  "upsample_cross_entropy: the logits are empty and the labels are not");
+  KAT_MM_CHECK(logits.dim() == 4 && labels.dim() == 3 && logits.size(0) == labels.size(0),
+               "upsample_cross_entropy: logits must be [B, C, h, w] and labels [B, H, W]");
+  KAT_MM_CHECK(logits.numel() > 0 || labels.numel() == 0,
+               "upsample_cross_entropy: the logits are empty and the labels are not");
   int64_t extent = 1;
   for (int64_t d = 1; d < 4; ++d) extent += (logits.size(d) - 1) * logits.stride(d);
-  STD_TORCH_CHECK(extent < (int64_t{1} << 31),
-                  "upsample_cross_entropy: the logits of an image must lie within 2^31 elements");
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long,
-                  "upsample_cross_entropy: labels must be int64");
-  STD_TORCH_CHECK(labels.get_device_index() == logits.get_device_index() && !labels.is_cpu(),
-                  "upsample_cross_entropy: logits and labels must be on one device");
+  KAT_MM_CHECK(extent < (int64_t{1} << 31),
+               "upsample_cross_entropy: the logits of an image must lie within 2^31 elements");
+  KAT_MM_CHECK(labels.scalar_type() == ScalarType::Long,
+               "upsample_cross_entropy: labels must be int64");
+  KAT_MM_CHECK(labels.get_device_index() == logits.get_device_index() && !labels.is_cpu(),
+               "upsample_cross_entropy: logits and labels must be on one device");
   if (class_weight) {
-    STD_TORCH_CHECK(class_weight->numel() == logits.size(1) &&
-                        class_weight->scalar_type() == compute_dtype(logits) &&
-                        class_weight->get_device_index() == logits.get_device_index(),
-                    "upsample_cross_entropy: class_weight must be [C] in float32 (float64 for "
-                    "float64 logits), on the device of the logits");
+    KAT_MM_CHECK(class_weight->numel() == logits.size(1) &&
+                     class_weight->scalar_type() == compute_dtype(logits) &&
+                     class_weight->get_device_index() == logits.get_device_index(),
+                 "upsample_cross_entropy: class_weight must be [C] in float32 (float64 for "
+                 "float64 logits), on the device of the logits");
   }
 }
 
@@ -299,10 +299,10 @@ Tensor upsample_cross_entropy_backward_cuda(Tensor grad, Tensor logits, Tensor l
   labels = make_contiguous(labels);
   partition = make_contiguous(partition);
   if (class_weight) class_weight = make_contiguous(*class_weight);
-  STD_TORCH_CHECK(grad.numel() == 1 && grad.scalar_type() == compute_dtype(logits) &&
-                      partition.scalar_type() == compute_dtype(logits),
-                  "upsample_cross_entropy_backward: grad and partition must be those of the "
-                  "forward pass");
+  KAT_MM_CHECK(grad.numel() == 1 && grad.scalar_type() == compute_dtype(logits) &&
+                   partition.scalar_type() == compute_dtype(logits),
+               "upsample_cross_entropy_backward: grad and partition must be those of the "
+               "forward pass");
   Tensor grad_logits = torch::stable::empty_like(logits);
   if (logits.numel() == 0) return grad_logits;
   const bool same = [&] {

@@ -33,6 +33,11 @@ TWINS = {
     **ADE20K_TWINS,
     'digits/kat_maskrcnn_800x1333.py': 'digits/vit_maskrcnn_800x1333.py',
 }
+# Configs for one GPU and those for eight.
+ONE_GPU = {
+    'coco/kat_small_maskrcnn_coco_1gpu.py': 'kat_maskrcnn_coco.py',
+    'ade20k/kat_small_upernet_ade20k_1gpu.py': 'kat_upernet_ade20k.py',
+}
 # Of whole models, as the KAT paper (arXiv 2409.10594) gives them.
 PUBLISHED_PARAMETERS = {
     'kat_maskrcnn_coco.py': 44.5e6,
@@ -137,6 +142,23 @@ def test_coco_recipe(load, name):
     assert config.val_evaluator.metric == ['bbox', 'segm']
 
 
+@pytest.mark.parametrize(('one', 'eight'), ONE_GPU.items())
+def test_one_gpu_takes_the_whole_batch_of_the_recipe(load, one, eight):
+    loader = 'train_dataloader.'
+    assert {*differences(load(one), load(eight))} == {f'{loader}batch_size', f'{loader}num_workers'}
+    assert load(one).train_dataloader.batch_size == load(one).auto_scale_lr.base_batch_size
+
+
+@pytest.mark.parametrize('name', [*COCO, *ADE20K])
+def test_loaders_keep_up_with_a_gpu(load, name):
+    config = load(name)
+    assert config.train_dataloader.persistent_workers
+    assert config.train_dataloader.pin_memory
+    assert config.model.data_preprocessor.type.startswith('Batched')
+    steps = [step.type for step in config.train_dataloader.dataset.pipeline]
+    assert ('PackMasks' if name in COCO else 'PackByteSegInputs') in steps
+
+
 @pytest.mark.parametrize('name', COCO)
 def test_coco_sizes_fit_together(load, name):
     config = load(name)
@@ -197,7 +219,7 @@ def test_no_weights_but_the_backbones_are_loaded(load, name):
     """The base config of mmdet names ResNet weights on the internet."""
     config = load(name)
     named = [init['checkpoint'] for init in nested(config.model, 'checkpoint')]
-    assert named == ([config.pretrained] if name in COCO + ADE20K else [])
+    assert named == ([config.pretrained] if name in [*COCO, *ADE20K, *ONE_GPU] else [])
 
 
 @pytest.mark.parametrize('name', [n for n in (*COCO, *ADE20K) if 'tiny' in n or 'base' in n])

@@ -1,12 +1,14 @@
 """What a wrong config makes mmengine raise is told in one line."""
 
+import os
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.visualization import WandbVisBackend
 
 from kat_mm.errors import ConfigError
-from kat_mm.openmmlab.runs import check_backends, config_mistakes
+from kat_mm.openmmlab.runs import build_runner, check_backends, config_mistakes
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,13 @@ def test_backends_that_are_not_installed(monkeypatch, kind):
         check_backends(Config(dict(visualizer=dict(vis_backends=backends))))
     check_backends(Config(dict(visualizer=dict(vis_backends=backends[:1]))))
     check_backends(Config({}))
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_cublas_is_told_of_deterministic_algorithms(monkeypatch, deterministic):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG')
+    monkeypatch.setattr('kat_mm.openmmlab.runs.Runner.from_cfg', lambda config: 'runner')
+    config = Config(dict(randomness=dict(seed=0, deterministic=deterministic)))
+    assert build_runner(config) == 'runner'
+    assert os.environ.get('CUBLAS_WORKSPACE_CONFIG') == (':4096:8' if deterministic else None)

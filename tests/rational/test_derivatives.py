@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kat_mm.models.ffn.gr_kan import GRKAN
-from kat_mm.rational import GroupRational, rational
+from kat_mm.rational import GroupRational, cpp_autograd, rational
 from kat_mm.rational.layer_norm_rational import layer_norm_rational
 
 EPS = 1e-6
@@ -228,6 +228,38 @@ def test_is_that_of_the_formula(device, subject, derivative, zeros):
     for ours, exact in zip(got, expected(device, derivative, with_norm, zeros), strict=True):
         scale = exact.abs().max().item()
         torch.testing.assert_close(ours, exact, rtol=tolerance, atol=tolerance * (1 + scale))
+
+
+# In these the forward pass is a plain call, which takes the node in C++ where there is one.
+PLAIN = ['reverse', 'third order', 'forward of reverse', 'vectorized jacobian']
+PLAIN += [name for name in DERIVATIVES if name.startswith('penalty')]
+
+
+@pytest.mark.parametrize('derivative', PLAIN)
+@pytest.mark.parametrize('subject', ['function', 'layer', 'layer norm'])
+def test_nodes_in_python_are_those_of_the_formula_too(device, subject, derivative):
+    with cpp_autograd.switched(False):
+        test_is_that_of_the_formula(device, subject, derivative, zeros=False)
+
+
+@pytest.mark.skipif(not cpp_autograd.is_used(), reason='needs the autograd nodes in C++')
+@pytest.mark.parametrize('derivative', PLAIN)
+def test_the_node_of_the_fused_op_in_cpp(device, derivative):
+    """On the CPU too, where the layers take two ops."""
+
+    def fused(x, weight, bias, a, b):
+        y = cpp_autograd.library.layer_norm_rational(
+            *(x, weight, bias, a.flatten(), b.flatten()), *(2, (3, 2), True, -1, EPS)
+        )
+        assert y is not None
+        return y
+
+    tensors = [t.float() for t in draw(device, with_norm=True)]
+    got = tree_leaves(DERIVATIVES[derivative](fused, tensors))
+    exact = tree_leaves(DERIVATIVES[derivative](normed_formula, [t.double() for t in tensors]))
+    for ours, want in zip(got, exact, strict=True):
+        scale = want.abs().max().item()
+        torch.testing.assert_close(ours.double(), want, rtol=1e-3, atol=1e-3 * (1 + scale))
 
 
 OPS = {'function': rational, 'op': torch.ops.kat_mm.rational, 'backward op': BACKWARD}

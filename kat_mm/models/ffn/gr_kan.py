@@ -11,6 +11,7 @@ from ...checks import check_int, check_probability
 from ...errors import ConfigError
 from ...rational.coefficients import variance_gain
 from ...rational.layer_norm_rational import layer_norm_rational
+from ...rational.linear import linear
 from ...registry import FFNS, Config
 from ..activations import ACTIVATIONS
 
@@ -84,8 +85,8 @@ class GRKAN(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """Computes the layer, of norm(x) where a layer norm is given."""
         y = self.act1(x) if norm is None else layer_norm_rational(x, norm, self.act1)
-        y = self.drop(self.fc1(y))
-        return self.drop(self.fc2(self.act2(y)))
+        y = self.drop(linear(y, self.fc1))
+        return self.drop(linear(self.act2(y), self.fc2))
 
 
 def _apply(act: nn.Module, z: Tensor) -> Tensor:

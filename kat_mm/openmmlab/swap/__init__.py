@@ -17,7 +17,7 @@ from .model import drop_weights, find_backbone, fit_images, put_backbone, put_ka
 from .ops import called_ops
 from .probe import CannotSwap, build, kind, probe
 from .source import read_config, write_config
-from .training import fit_imports, fit_optimizer, fit_precision
+from .training import fit_hooks, fit_imports, fit_optimizer, fit_precision
 
 __all__ = ['MISSING', 'CannotSwap', 'Change', 'read_config', 'swap_backbone', 'write_config']
 
@@ -61,6 +61,7 @@ def swap_backbone(
     parameters = _parameters(edits, scope)
     fit_optimizer(edits, parameters, layer_decay)
     fit_precision(edits)
+    fit_hooks(edits)
     fit_imports(edits)
     return edits.changes
 

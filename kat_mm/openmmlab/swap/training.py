@@ -7,7 +7,13 @@ from .edits import Edits
 from .probe import CannotSwap, kind
 
 # The recipe of configs/_base_/schedule_36e.py, for a total batch of 16.
-OPTIMIZER = {'type': 'AdamW', 'lr': 1e-4, 'betas': (0.9, 0.999), 'weight_decay': 0.05}
+OPTIMIZER = {
+    'type': 'AdamW',
+    'lr': 1e-4,
+    'betas': (0.9, 0.999),
+    'weight_decay': 0.05,
+    'fused': True,
+}
 BATCH = 16
 WARMUP = {'type': 'LinearLR', 'start_factor': 0.001, 'by_epoch': False, 'begin': 0, 'end': 1000}
 # Their losses write fp32 values into tensors of autocast's dtype, which PyTorch refuses.
@@ -32,6 +38,9 @@ def fit_optimizer(edits: Edits, parameters: Collection[str], layer_decay: float 
     if kind(optimizer) == 'SGD':
         edits.set('optim_wrapper.optimizer', dict(OPTIMIZER), 'transformers are trained with AdamW')
         _fit_schedule(edits, OPTIMIZER['lr'] / optimizer['lr'])
+    elif kind(optimizer) in ('Adam', 'AdamW') and not {'fused', 'foreach'} & set(optimizer):
+        reason = 'one kernel for all parameters of a group'
+        edits.set('optim_wrapper.optimizer.fused', True, reason)
     edits.set(
         'optim_wrapper.constructor',
         'KATOptimWrapperConstructor',
@@ -67,6 +76,12 @@ def fit_precision(edits: Edits) -> None:
         if kind(node) == 'SingleRoIExtractor':
             reason = 'bf16 would round the coordinates of RoIs'
             edits.set(f'{key}.type', 'FullPrecisionRoIExtractor', reason)
+
+
+def fit_hooks(edits: Edits) -> None:
+    """Reads losses of a GPU with the log, and not in each iteration."""
+    hook = {'type': 'DeferredRuntimeInfoHook'}
+    edits.set('default_hooks.runtime_info', hook, 'the host waits for the GPU for the log alone')
 
 
 def fit_imports(edits: Edits) -> None:

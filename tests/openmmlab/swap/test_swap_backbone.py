@@ -165,6 +165,7 @@ def test_sgd_and_its_schedule_give_way():
     config = swapped(param_scheduler=[schedule], auto_scale_lr={'base_batch_size': 64})
     optimizer = config.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert optimizer.fused
     warm_up, poly = config.param_scheduler
     assert warm_up.type == 'LinearLR'
     assert poly == {**schedule, 'eta_min': 1e-5}
@@ -180,7 +181,8 @@ def wrapped(layer_decay=None, **wrapper):
     schedule = [{'type': 'PolyLR', 'eta_min': 1e-3}]
     config = swapped(optim_wrapper=wrapper, param_scheduler=schedule, layer_decay=layer_decay)
     assert config.param_scheduler == schedule
-    assert config.optim_wrapper.optimizer == adam
+    assert config.optim_wrapper.optimizer == {**adam, 'fused': True}
+    assert config.default_hooks.runtime_info == {'type': 'DeferredRuntimeInfoHook'}
     return config.optim_wrapper
 
 

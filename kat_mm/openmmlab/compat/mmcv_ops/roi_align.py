@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....detection import multilevel_roi_align
+from ....detection.roi_align import MAX_SIDE
+from ....rational.torch_internals import has_kernel
 from .kernel import kernel, to_float
 
 _MAX, _MEAN = 0, 1
@@ -42,15 +45,20 @@ def roi_align_forward(
     A RoI that is too small to have a point gives 0.
     """
     feature, rois = to_float(input, rois)
+    size = aligned_height, aligned_width
     if pool_mode == _MEAN:
-        output.copy_(
-            torch.ops.torchvision.roi_align(
-                feature, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+        if _has_own_kernel(feature, size):
+            levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
+            pooled = multilevel_roi_align(
+                [feature], rois, levels, size, [spatial_scale], sampling_ratio, aligned
             )
-        )
+        else:
+            pooled = torch.ops.torchvision.roi_align(
+                feature, rois, spatial_scale, *size, sampling_ratio, aligned
+            )
+        output.copy_(pooled)
         return
     output.zero_()
-    size = aligned_height, aligned_width
     for chosen, (rows, columns) in equal_grids(rois, size, spatial_scale, sampling_ratio, aligned):
         # One bin per point: the points themselves, ready for an ordinary maximum pooling.
         points = torch.ops.torchvision.roi_align(
@@ -88,6 +96,22 @@ def roi_align_backward(
     `grad_output` [K, C, height, width]; `argmax_y` and `argmax_x` as the forward left them.
     """
     grad, rois = to_float(grad_output, rois)
+    size = aligned_height, aligned_width
+    if pool_mode == _MEAN and _has_own_kernel(grad, size):
+        levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
+        batch, channels, *sides = grad_input.shape
+        (grad_map,) = torch.ops.kat_mm.multilevel_roi_align_backward.default(
+            grad,
+            rois,
+            levels,
+            [batch, channels, *sides, 0],
+            1.0,
+            [spatial_scale],
+            sampling_ratio,
+            aligned,
+        )
+        grad_input += grad_map
+        return
     if pool_mode == _MEAN:
         grad_input += torch.ops.torchvision._roi_align_backward(
             grad,
@@ -100,7 +124,6 @@ def roi_align_backward(
             aligned,
         )
         return
-    size = aligned_height, aligned_width
     bin_y = torch.arange(aligned_height, device=grad.device)[:, None]
     bin_x = torch.arange(aligned_width, device=grad.device)
     for chosen, (rows, columns) in equal_grids(rois, size, spatial_scale, sampling_ratio, aligned):
@@ -120,6 +143,12 @@ def roi_align_backward(
             1,
             aligned,
         )
+
+
+def _has_own_kernel(x: Tensor, size: tuple[int, int]) -> bool:
+    """Whether kat_mm's op pools on this device: its backward has the same bits in each run."""
+    fits = x.is_cuda and x.dtype == torch.float32 and x.numel() > 0 and max(size) <= MAX_SIDE
+    return fits and has_kernel('kat_mm::multilevel_roi_align', 'CUDA')
 
 
 def equal_grids(

@@ -1,0 +1,185 @@
+"""Which calls run by graphs, with stand-ins for graphs, and on a GPU against the same without."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from kat_mm.errors import ConfigError
+from kat_mm.graphs import CaptureError, Graphed, graph_parts
+from kat_mm.graphs import graphed as module
+
+
+class Recorded:
+    """A stand-in for a graph, which runs the function and remembers that it did."""
+
+    def __init__(self, function, owner, args, pool, grads):
+        self.function, self.pending, self.runs = function, False, 0
+
+    def is_pending(self):
+        return self.pending
+
+    def __call__(self, *args):
+        self.runs += 1
+        return self.function(*args)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """Has tensors of the CPU pass for those of a GPU."""
+    monkeypatch.setattr(module, '_can_capture', lambda leaves: all(map(torch.is_tensor, leaves)))
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: (0, 1))
+    monkeypatch.setattr(module, 'recover', lambda: None)
+
+
+def graphed(owner=None, **kwargs):
+    owner = owner or nn.Linear(3, 2)
+    return Graphed(owner.forward, owner, 'linear', **{'capture': Recorded, 'warmup': 2, **kwargs})
+
+
+def runs(function):
+    return [capture.runs for capture in function.captures.values()]
+
+
+@pytest.mark.usefixtures('without_gpu')
+class TestWhichCallsRunByGraphs:
+    def test_each_shape_after_its_warm_up(self):
+        function = graphed()
+        for _ in range(5):
+            function(torch.ones(4, 3))
+        assert runs(function) == [3]
+        for _ in range(3):
+            function(torch.ones(5, 3))
+        assert runs(function) == [3, 1]
+
+    @pytest.mark.parametrize(
+        'change',
+        [
+            lambda linear: torch.no_grad(),
+            lambda linear: linear.eval(),
+            lambda linear: linear.bias.requires_grad_(False),
+            lambda linear: torch.use_deterministic_algorithms(True),
+        ],
+    )
+    def test_another_state_makes_another_graph(self, change):
+        linear = nn.Linear(3, 2)
+        function = graphed(linear)
+        for _ in range(3):
+            function(torch.ones(4, 3))
+        try:
+            context = change(linear)
+            with context if hasattr(context, '__enter__') else torch.enable_grad():
+                function(torch.ones(4, 3))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert runs(function) == [1]
+
+    def test_shapes_beyond_the_limit_run_without(self, caplog):
+        caplog.set_level(logging.WARNING, 'kat_mm')
+        function = graphed(max_shapes=1)
+        for size in (4, 5, 4, 5, 4, 5, 5, 5):
+            assert function(torch.ones(size, 3)).shape == (size, 2)
+        assert runs(function) == [1]
+        messages = [r.getMessage() for r in caplog.records]
+        assert len(messages) == 1
+        assert 'linear: 1 CUDA graphs for training are there' in messages[0]
+        assert 'such as (5, 3)' in messages[0]
+        with torch.no_grad():  # these have graphs of their own
+            for _ in range(3):
+                function(torch.ones(5, 3))
+        assert runs(function) == [1, 1]
+
+    def test_a_call_before_the_backward_pass_of_another_runs_without(self):
+        function = graphed()
+        for _ in range(3):
+            function(torch.ones(4, 3))
+        (capture,) = function.captures.values()
+        capture.pending = True
+        function(torch.ones(4, 3))
+        assert capture.runs == 1
+        capture.pending = False
+        function(torch.ones(4, 3))
+        assert capture.runs == 2
+
+    def test_other_arguments_run_without(self):
+        function = graphed()
+        for _ in range(4):
+            function(input=torch.ones(4, 3))
+        assert not function.captures
+
+    @pytest.mark.parametrize('error', [RuntimeError('CUDA error: why\nmore'), CaptureError('why')])
+    def test_a_capture_that_fails_is_told_once(self, caplog, error):
+        caplog.set_level(logging.WARNING, 'kat_mm')
+
+        def fails(*args):
+            raise error
+
+        function = graphed(capture=fails)
+        for _ in range(6):
+            assert function(torch.ones(4, 3)).shape == (4, 2)
+        (message,) = [r.getMessage() for r in caplog.records]
+        assert message.startswith('linear runs without CUDA graphs: ')
+        assert 'why' in message
+
+    def test_recomputing_parts_run_without(self, caplog):
+        linear = nn.Linear(3, 2)
+        linear.with_cp = True
+        function = graphed(linear)
+        for _ in range(4):
+            function(torch.ones(4, 3))
+        assert not function.captures
+        assert 'with_cp=True' in caplog.text
+
+    def test_norms_of_several_processes_run_without(self, caplog, monkeypatch):
+        model = nn.Sequential(nn.Linear(3, 2), nn.SyncBatchNorm(2))
+        monkeypatch.setattr(model[1], 'forward', lambda x: x)
+        monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+        monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+        function = graphed(model)
+        for _ in range(4):
+            function(torch.ones(4, 3))
+        assert not function.captures
+        assert 'SyncBatchNorm shares statistics between processes' in caplog.text
+
+    def test_weights_that_move_make_new_graphs_and_then_none(self, caplog):
+        linear = nn.Linear(3, 2)
+        function = graphed(linear)
+        for round_ in range(4):
+            for _ in range(3):
+                function(torch.ones(4, 3))
+            assert runs(function) == ([1] if round_ < 3 else [])
+            linear.weight.data = linear.weight.data.clone()
+        assert 'again and again' in caplog.text
+
+    def test_copies_of_a_model_have_their_own_function(self):
+        model = nn.Sequential(nn.Linear(3, 2))
+        parts = graph_parts(model, ['0'])
+        twin = copy.deepcopy(model)
+        twin[0].weight.data.zero_()
+        twin[0].bias.data.zero_()
+        assert twin(torch.ones(1, 3)).abs().sum() == 0
+        assert model(torch.ones(1, 3)).abs().sum() > 0
+        assert list(model.state_dict()) == list(twin.state_dict()) == ['0.weight', '0.bias']
+        parts.release()
+        assert 'forward' not in vars(model[0])
+
+
+def test_on_a_cpu_all_runs_as_it_is():
+    function = graphed()
+    for _ in range(4):
+        function(torch.ones(4, 3))
+    assert not function.captures
+
+
+@pytest.mark.parametrize('name', ['head', '0.head', '0.weight'])
+def test_parts_that_are_none_are_refused(name):
+    with pytest.raises(ConfigError, match=f'parts: .*{name}'):
+        graph_parts(nn.Sequential(nn.Linear(3, 2)), [name])
+
+
+@pytest.mark.parametrize('kwargs', [{'warmup': 0}, {'max_shapes': 0}])
+def test_numbers_below_one_are_refused(kwargs):
+    with pytest.raises(ConfigError, match=next(iter(kwargs))):
+        graphed(**kwargs)
