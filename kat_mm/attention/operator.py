@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -100,7 +101,8 @@ class Operator(nn.Module):
     ) -> Tensor:
         """Computes the operator of the rows of q k^T / sqrt(d), times v.
 
-        Arithmetic is fp32, or fp64 for fp64.
+        Arithmetic is fp32, or fp64 for fp64; where kernels serve, products of matrices are in the
+        dtype of q.
 
         Args:
             q, k, v: [B, heads, N, d] each.
@@ -110,10 +112,29 @@ class Operator(nn.Module):
         Returns:
             [B, heads, N, d] in the dtype of v.
         """
+        q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
         with torch.autocast(v.device.type, enabled=False):
-            wide = (x.to(dtype) for x in (q * q.shape[-1] ** -0.5, k, v))
-            return self._forward(*wide, tuple(grid), mask).to(v.dtype)
+            if mask is None and (y := self._by_kernels(q, k, v, grid)) is not None:
+                return y
+            return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
+
+    def _by_kernels(self, q, k, v, grid) -> Tensor | None:
+        """Computes the result by kernels that store no scores, where these serve.
+
+        Products with W and with v are in the dtype of v.
+        """
+        units = self.units
+        if self.form != 'w_phi' or self.simplex or units.base:
+            return None
+        coefficients = units.units(self._fitted_to(grid), 2).coefficients
+        z = units.basis.score_sums(q, k, coefficients)
+        if z is None:
+            return None
+        ratio = self.tokens.count / k.shape[2]
+        weight = self._fit(self.weight, 1, grid).mT * ratio**2
+        weight = F.pad(weight, (0, 0, 0, z.shape[-1] - weight.shape[1]))
+        return z.to(v.dtype) @ (weight.to(v.dtype) @ v)
 
     def _forward(self, q, k, v, grid, mask):
         present, count = None, k.shape[2]
@@ -126,22 +147,19 @@ class Operator(nn.Module):
         rows = self._rows(grid, present, ratio)
         if self.form == 'w_phi' and not self.simplex:
             # (W Phi(S)) V is Phi(S) (W^T V).
-            values = self._fitted(self.weight, 1, grid).mT @ v * ratio
+            values = self._fit(self.weight, 1, grid).mT @ v * ratio
         elif self.simplex:
             rows, values = self._projected(rows, present), v
         else:
             values = v * ratio
         return self._in_chunks(lambda q, k, values: rows(q @ k.mT) @ values, q, k, values)
 
-    def _fitted(self, x: Tensor, dim: int, grid: tuple[int, int]) -> Tensor:
-        return self._fit(x, dim, grid)
+    def _fitted_to(self, grid: tuple[int, int]) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, dim: self._fit(x, dim, grid)
 
     def _rows(self, grid, present, ratio) -> Callable[[Tensor], Tensor]:
         """Returns what maps scores [B, heads, n, N] to weights, or for 'w_phi' to Phi of them."""
-
-        def fit(x: Tensor, dim: int) -> Tensor:
-            return self._fit(x, dim, grid)
-
+        fit = self._fitted_to(grid)
         if self.form == 'w_phi':
             units = self.units.units(fit, 2)
             inner = lambda s: units.sums(s, present) * ratio  # noqa: E731

@@ -52,6 +52,18 @@ class Basis:
         y = self.evaluate(x.unsqueeze(-2), coefficients.unsqueeze(-4))
         return (y if weight is None else y * weight.unsqueeze(-2)).sum(-1)
 
+    def score_sums(self, q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor | None:
+        """Computes `sums` of scores q k^T without storing these, where the basis has kernels.
+
+        Args:
+            q, k: [B, heads, n, d] and [B, heads, q, d].
+            coefficients: [heads, p, q, count].
+
+        Returns:
+            [B, heads, n, p or more], zeros behind p; None where nothing serves.
+        """
+        return None
+
     def draw(self, *shape: int) -> Tensor:
         """Draws the coefficients [*shape, count] that units start with: N(0, 1)."""
         return torch.randn(*shape, self.count)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...checks import check_int
 from ...registry import BASES
+from ..fourier_sums import fourier_sums, is_served
 from .base import LinearBasis
 
 
@@ -31,3 +32,6 @@ class Fourier(LinearBasis):
             cos, sin = cos * first[0] - sin * first[1], sin * first[0] + cos * first[1]
             yield cos
             yield sin
+
+    def score_sums(self, q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor | None:
+        return fourier_sums(q, k, coefficients) if is_served(q, coefficients) else None
