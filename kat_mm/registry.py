@@ -10,8 +10,7 @@ import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-
-from torch import nn
+from typing import Any
 
 from .errors import ConfigError
 
@@ -29,7 +28,7 @@ class Registry:
     def __init__(self, kind: str, default: str):
         self.kind = kind
         self.default = default
-        self._classes: dict[str, type[nn.Module]] = {}
+        self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type], type]:
         """Returns the decorator that makes a class known by a name.
@@ -72,7 +71,7 @@ class Registry:
             raise ConfigError(f'unknown {self.kind} {name!r}; known: {self._known()}')
         return config
 
-    def build(self, value: Config, *args, **context) -> nn.Module:
+    def build(self, value: Config, *args, **context) -> Any:
         """Builds the part that a config describes.
 
         Args:
@@ -106,6 +105,7 @@ def import_all(package: ModuleType | str) -> None:
 
 
 ATTENTIONS = Registry('attention', 'softmax')
+BASES = Registry('basis', 'fourier')
 FFNS = Registry('ffn', 'gr_kan')
 ACTIVATIONS = Registry('activation', 'rational')
 PYRAMIDS = Registry('pyramid', 'simple')

@@ -20,7 +20,7 @@ class Attention(nn.Module):
 
             def attend(self, x, grid, mask=None): ...
 
-    The network passes the four arguments below; all others are the config's. `project` and
+    The network passes the five arguments below; all others are the config's. `project` and
     `output` work on single tokens and run once for a whole map, in any order; windows come between
     them, for every attention in the same way.
 
@@ -30,6 +30,7 @@ class Attention(nn.Module):
         grid: (h, w) of what is attended to: that of the image size that the network is made for,
             or that of a window.
         window_size: side of the square windows in tokens; 0 for all of the map.
+        prefix: number of tokens in front of those of the map; windows have none.
 
     Raises:
         ConfigError: for a num_heads that does not divide embed_dims.
@@ -45,7 +46,12 @@ class Attention(nn.Module):
     uses_order = True
 
     def __init__(
-        self, embed_dims: int, num_heads: int, grid: tuple[int, int], window_size: int = 0
+        self,
+        embed_dims: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        window_size: int = 0,
+        prefix: int = 0,
     ):
         super().__init__()
         if check_int('embed_dims', embed_dims) % check_int('num_heads', num_heads):
@@ -55,6 +61,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.grid = grid
         self.window_size = window_size
+        self.prefix = prefix
 
     def project(self, x: Tensor) -> Tensor:
         """Computes what `attend` takes from tokens [B, N, embed_dims]: [B, N, any]."""

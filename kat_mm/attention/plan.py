@@ -66,7 +66,7 @@ def plan_attention(attention: Config, depth: int) -> Plan:
 
 
 def build_attentions(
-    plan: Plan, depth: int, embed_dims: int, num_heads: int, grid: tuple[int, int]
+    plan: Plan, depth: int, embed_dims: int, num_heads: int, grid: tuple[int, int], prefix: int
 ) -> Iterator[Attention]:
     """Builds the attention of each block in turn; a shared one is one module in several places."""
     first: dict[bool, Attention] = {}
@@ -78,7 +78,7 @@ def build_attentions(
         size = 0 if is_global else plan.window_size
         attention = ATTENTIONS.build(
             plan.global_config if is_global else plan.config,
-            *(embed_dims, num_heads, (size, size) if size else grid, size),
+            *(embed_dims, num_heads, (size, size) if size else grid, size, prefix),
         )
         first.setdefault(is_global, attention)
         if plan.shared and plan.shared is not True:

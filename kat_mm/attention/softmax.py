@@ -4,30 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_bool, check_probability
-from ..rational.linear import linear
+from ..checks import check_bool
 from ..registry import ATTENTIONS
-from .base import Attention
 from .flash import flash_attention
-from .mimetic import mimetic_init_
+from .projections import ProjectedAttention, join_heads, split_heads
 from .relative_position import relative_position_bias
 from .windows import Windows
 
 
 @ATTENTIONS.register('softmax')
-class SoftmaxAttention(Attention):
+class SoftmaxAttention(ProjectedAttention):
     """Computes multi-head softmax attention (ViT, arXiv 2010.11929, appendix A).
 
     Keys are those of timm's ViT.
 
     Args:
-        embed_dims, num_heads, grid, window_size: as of `Attention`.
-        qkv_bias: learns a bias of queries, keys and values.
+        embed_dims, num_heads, grid, window_size, prefix: as of `Attention`.
+        qkv_bias, drop, mimetic: as of `ProjectedAttention`.
         rel_pos: adds decomposed relative positions, `rel_pos_h` and `rel_pos_w`, made for `grid`,
             which start at zero; see `relative_position_bias`.
-        drop: dropout probability of the output.
-        mimetic: initialises by `mimetic_init_`; otherwise weights are drawn from a normal
-            distribution of standard deviation 0.02, as ViTs do.
 
     Raises:
         ConfigError: for values of the wrong kind or range.
@@ -41,16 +36,15 @@ class SoftmaxAttention(Attention):
         num_heads: int,
         grid: tuple[int, int],
         window_size: int = 0,
+        prefix: int = 0,
         qkv_bias: bool = True,
         rel_pos: bool = False,
         drop: float = 0.0,
         mimetic: bool = True,
     ):
-        super().__init__(embed_dims, num_heads, grid, window_size)
-        self.mimetic = check_bool('mimetic', mimetic)
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=check_bool('qkv_bias', qkv_bias))
-        self.proj = nn.Linear(embed_dims, embed_dims)
-        self.drop = nn.Dropout(check_probability('drop', drop))
+        super().__init__(
+            *(embed_dims, num_heads, grid, window_size, prefix), *(qkv_bias, drop, mimetic)
+        )
         self.rel_pos_h = self.rel_pos_w = None
         if check_bool('rel_pos', rel_pos):
             head_dims = embed_dims // num_heads
@@ -60,41 +54,26 @@ class SoftmaxAttention(Attention):
 
     def reset_parameters(self) -> None:
         """Draws the weights anew, with zero biases and relative positions."""
+        super().reset_parameters()
         for table in (self.rel_pos_h, self.rel_pos_w):
             if table is not None:
                 nn.init.zeros_(table)
-        if self.mimetic:
-            mimetic_init_(self.qkv, self.proj, self.num_heads)
-            return
-        for layer in (self.qkv, self.proj):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
     @property
     def uses_order(self) -> bool:
         return self.rel_pos_h is not None
 
-    def project(self, x: Tensor) -> Tensor:
-        return linear(x, self.qkv)
-
     def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        if mask is None and self.rel_pos_h is None:
-            y = flash_attention(x, self.num_heads)
-            if y is not None:
-                return y
-        batch, tokens, channels = x.shape
-        q, k, v = x.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        bias = mask
-        if self.rel_pos_h is not None:
-            # A window smaller than the others has its distances in the table. Without windows, a
-            # map of another size stretches the table, as position embeddings are.
-            bias = relative_position_bias(
-                q, grid, self.rel_pos_h, self.rel_pos_w, stretch=not self.window_size
-            )
-            bias = bias if mask is None else bias + mask
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return y.transpose(1, 2).reshape(batch, tokens, channels // 3)
+        if self.rel_pos_h is None:
+            return softmax_attention(x, self.num_heads, mask)
+        q, k, v = split_heads(x, self.num_heads)
+        # A window smaller than the others has its distances in the table. Without windows, a
+        # map of another size stretches the table, as position embeddings are.
+        bias = relative_position_bias(
+            q, grid, self.rel_pos_h, self.rel_pos_w, stretch=not self.window_size
+        )
+        bias = bias if mask is None else bias + mask
+        return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
     def attend_windows(self, x: Tensor, windows: Windows) -> Tensor:
         if self.rel_pos_h is None:
@@ -103,5 +82,15 @@ class SoftmaxAttention(Attention):
                 return y
         return super().attend_windows(x, windows)
 
-    def output(self, y: Tensor) -> Tensor:
-        return self.drop(linear(y, self.proj))
+
+def softmax_attention(qkv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
+    """Computes softmax attention [B, N, C] of queries, keys and values [B, N, 3 * C].
+
+    A mask [B, 1, 1, N] is added to the logits.
+    """
+    if mask is None:
+        y = flash_attention(qkv, num_heads)
+        if y is not None:
+            return y
+    y = F.scaled_dot_product_attention(*split_heads(qkv, num_heads), attn_mask=mask)
+    return join_heads(y)

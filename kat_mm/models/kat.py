@@ -119,6 +119,7 @@ class KAT(nn.Module):
         self.norm_pre = layer_norm(dims) if arch.pre_norm else nn.Identity()
 
         rate = check_probability('drop_path_rate', drop_path_rate)
+        attentions = build_attentions(plan, depth, dims, arch.num_heads, self.grid, self.num_prefix)
         self.blocks = nn.ModuleList(
             Block(
                 dims,
@@ -127,7 +128,7 @@ class KAT(nn.Module):
                 arch.layer_scale,
                 rate * i / max(depth - 1, 1),
             )
-            for i, attn in enumerate(build_attentions(plan, depth, dims, arch.num_heads, self.grid))
+            for i, attn in enumerate(attentions)
         )
         self.norm = layer_norm(dims) if arch.final_norm else nn.Identity()
 

@@ -1,0 +1,33 @@
+"""Chebyshev polynomials."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...checks import check_int
+from ...registry import BASES
+from .base import LinearBasis
+
+
+@BASES.register('chebyshev')
+class Chebyshev(LinearBasis):
+    """phi(x) = sum_{g=0..G} c_g T_g(tanh x), with Chebyshev's polynomials of the first kind.
+
+    They are bounded on [-1, 1] alone, to which tanh brings the scores.
+
+    Args:
+        degree: G.
+    """
+
+    def __init__(self, degree: int = 3):
+        self.degree = check_int('basis.degree', degree)
+        self.count = degree + 1
+
+    def functions(self, x: Tensor) -> Iterator[Tensor]:
+        x = x.tanh()
+        last, this = torch.ones_like(x), x
+        yield last
+        for _ in range(self.degree):
+            yield this
+            last, this = this, 2 * x * this - last
