@@ -162,7 +162,7 @@ def _grads(ctx, grad) -> list[Tensor]:
 
 
 def _backward(ctx, grad):
-    return _grads(ctx, grad), *[None] * 8
+    return list(_grads(ctx, grad)), *[None] * 8
 
 
 class MultilevelRoIAlign(torch.autograd.Function):

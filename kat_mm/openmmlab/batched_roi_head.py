@@ -166,7 +166,7 @@ class BatchedRoIHead(StandardRoIHead):
         order = samples.positives_first()
         per_image = counts.wait()
         rows = order[: sum(per_image)]
-        positives = samples[rows]
+        positives = samples.take(rows)
         if self.share_roi_extractor:
             results = self._mask_forward(x, pos_inds=rows, bbox_feats=bbox_feats)
         else:

@@ -35,8 +35,10 @@ class RoISamples:
     gt_boxes: Tensor
     gt_labels: Tensor
 
-    def __getitem__(self, rows) -> 'RoISamples':
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+    def take(self, rows: Tensor) -> 'RoISamples':
+        """Returns the rows with these indices."""
+        values = {f.name: getattr(self, f.name).index_select(0, rows) for f in fields(self)}
+        return replace(self, **values)
 
     def rois(self) -> Tensor:
         """Returns [R, 5], with an image index of -1 in rows that fill up."""
@@ -45,7 +47,7 @@ class RoISamples:
 
     def without_filling(self) -> 'RoISamples':
         """Returns the rows that are boxes, for which the host must wait for the device."""
-        return self[self.is_sampled.nonzero()[:, 0]]
+        return self.take(self.is_sampled.nonzero()[:, 0])
 
     def first_of_images(self, images: int, count: int) -> 'RoISamples':
         """Returns the first rows of each image, among which are all positive ones."""

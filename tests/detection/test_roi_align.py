@@ -186,6 +186,18 @@ def test_opcheck(device):
     torch.library.opcheck(op, (frozen, rois, None, 56.0, [3, 3], SCALES, 2, True, True))
 
 
+def test_compiled_equals_eager(device):
+    maps, rois = pyramid(device, channels=8), random_rois(device, 20)
+
+    def pool(*maps):
+        return multilevel_roi_align(maps, rois, None, 3, SCALES).square().sum()
+
+    compiled = torch.compile(pool, backend='aot_eager', fullgraph=True)
+    grads = [torch.autograd.grad(function(*maps), maps) for function in (pool, compiled)]
+    for expected, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_the_second_derivative_raises(device):
     maps, rois = pyramid(device, channels=4), random_rois(device, 20)
     features = multilevel_roi_align(maps, rois, None, 3, SCALES)
