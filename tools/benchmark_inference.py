@@ -68,7 +68,7 @@ def build(config_path: str, args: argparse.Namespace, variant: str, device: torc
         runner._init_model_weights()
     model = runner.model.eval()
     if args.random:
-        from kat_mm.openmmlab.random_batches import random_batches
+        from kat_mm.openmmlab.batches.random_batches import random_batches
 
         loaded = random_batches(config, model, args.batches)
     else:

@@ -93,7 +93,7 @@ def build(config_path: str, args: argparse.Namespace, variant: str) -> Subject:
     model = runner.model.train()
     make_loader = partial(runner.build_dataloader, config.train_dataloader)
     if args.random:
-        from kat_mm.openmmlab.random_batches import random_batches
+        from kat_mm.openmmlab.batches.random_batches import random_batches
 
         loaded = random_batches(config, model, args.batches)
     else:

@@ -12,9 +12,9 @@ from . import compat
 compat.install()
 
 from .backbone import KAT  # noqa: E402
-from .collating import compact_collate  # noqa: E402
+from .batches.collating import compact_collate  # noqa: E402
+from .batches.data_preprocessors import BatchedImgDataPreprocessor  # noqa: E402
 from .core_log import forward_core_log  # noqa: E402
-from .data_preprocessors import BatchedImgDataPreprocessor  # noqa: E402
 from .hooks.checkpoint import SafeCheckpointHook, latest_checkpoint  # noqa: E402
 from .hooks.cuda_graph import CUDAGraphHook  # noqa: E402
 from .hooks.deferred import DeferredRuntimeInfoHook  # noqa: E402
@@ -27,34 +27,34 @@ from .optimizer import KATOptimWrapperConstructor  # noqa: E402
 
 forward_core_log()
 if find_spec('mmcv'):
-    from . import loading  # noqa: F401
+    from .batches import loading  # noqa: F401
 
 
 def _register_for_mmdet(_) -> None:
-    from . import (  # noqa: F401
+    from .batches import detection_data, pad_to_bucket  # noqa: F401
+    from .detection import (  # noqa: F401
         batched_roi_head,
         batched_rpn,
-        detection_data,
         instance_tta,
-        pad_to_bucket,
         roi_extractor,
     )
 
 
 def _register_for_mmseg(_) -> None:
-    from . import fused_heads, fused_segmentor, losses, segmentation_data  # noqa: F401
+    from .batches import segmentation_data  # noqa: F401
+    from .segmentation import fused_heads, fused_segmentor, losses  # noqa: F401
 
 
 def _register_mmdets_metric(_) -> None:
-    from . import coco_metric  # noqa: F401
+    from .detection import coco_metric  # noqa: F401
 
 
 def _register_mmdets_transforms(_) -> None:
-    from . import packed_masks  # noqa: F401
+    from .batches import packed_masks  # noqa: F401
 
 
 def _register_mmsegs_transforms(_) -> None:
-    from . import segmentation_data  # noqa: F401
+    from .batches import segmentation_data  # noqa: F401
 
 
 when_imported('mmseg.models', _register_for_mmseg, 'register its heads and losses with mmseg')

@@ -12,8 +12,8 @@ from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 
 from ..errors import DataError
+from .batches.loading import LoadCheckedImage
 from .configs import nested
-from .loading import LoadCheckedImage
 
 IMAGE_FIELDS = ('file_name', 'height', 'width')
 FIRST = 4  # images of a data set that are opened, as wrong sizes seldom come alone

@@ -12,9 +12,9 @@ from mmengine.registry import DATASETS
 from ..errors import ConfigError, DataError, one_line
 from ..weights.layout import weights_of
 from ..weights.reading import hub_hint, is_hub_id, read_checkpoint
+from .batches.loading import LoadCheckedImage, LoadCheckedLabelMap
 from .coco_checks import check_dataset, check_metric, read_coco
 from .configs import is_segmentation, nested
-from .loading import LoadCheckedImage, LoadCheckedLabelMap
 
 DEMO = 'or try the embedded data set: make demo'
 ADE20K = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
@@ -126,7 +126,7 @@ def _is_coco(dataset: BaseDataset) -> bool:
 def _is_coco_metric(metric: ConfigDict) -> bool:
     from mmdet.evaluation import CocoMetric
 
-    from .coco_metric import RunLengthCocoMetric
+    from .detection.coco_metric import RunLengthCocoMetric
 
     names = ('CocoMetric', 'mmdet.CocoMetric', 'RunLengthCocoMetric')
     return metric.get('type') in (*names, CocoMetric, RunLengthCocoMetric)

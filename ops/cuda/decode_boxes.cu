@@ -90,21 +90,21 @@ std::tuple<Tensor, Tensor, Tensor> decode_boxes_cuda(Tensor anchors, Tensor delt
            x.scalar_type() == ScalarType::Float;
   };
   KAT_MM_CHECK(anchors.dim() == 2 && anchors.size(1) == 4 && deltas.dim() == 3 &&
-                      deltas.size(1) == anchors.size(0) && deltas.size(2) == 4 &&
-                      indices.dim() == 3 && indices.size(0) == deltas.size(0) &&
-                      indices.size(1) == static_cast<int64_t>(sizes.size()) &&
-                      anchors.scalar_type() == ScalarType::Float &&
-                      indices.scalar_type() == ScalarType::Long,
-                  "decode_boxes: anchors must be [N, 4] in float32, deltas [B, N, 4] and indices "
-                  "[B, L, K] in int64");
-  KAT_MM_CHECK(is_of_images(limits) && (!factors || is_of_images(*factors)) &&
-                      means.size() == 4 && stds.size() == 4,
-                  "decode_boxes: limits and factors must be [B, 4] in float32, means and stds [4]");
+                   deltas.size(1) == anchors.size(0) && deltas.size(2) == 4 && indices.dim() == 3 &&
+                   indices.size(0) == deltas.size(0) &&
+                   indices.size(1) == static_cast<int64_t>(sizes.size()) &&
+                   anchors.scalar_type() == ScalarType::Float &&
+                   indices.scalar_type() == ScalarType::Long,
+               "decode_boxes: anchors must be [N, 4] in float32, deltas [B, N, 4] and indices "
+               "[B, L, K] in int64");
+  KAT_MM_CHECK(is_of_images(limits) && (!factors || is_of_images(*factors)) && means.size() == 4 &&
+                   stds.size() == 4,
+               "decode_boxes: limits and factors must be [B, 4] in float32, means and stds [4]");
   const Levels table(sizes, anchors.size(0));
   const torch::stable::accelerator::DeviceGuard guard(anchors.get_device_index());
   const int64_t batch = indices.size(0), levels = indices.size(1), count = indices.size(2);
   KAT_MM_CHECK(batch < 65536 && levels * count < (int64_t{1} << 30),
-                  "decode_boxes: too many images or boxes");
+               "decode_boxes: too many images or boxes");
   Tensor boxes = empty<4>({batch, levels, count, 4}, ScalarType::Float, anchors);
   Tensor shifted = empty<4>({batch, levels, count, 4}, ScalarType::Float, anchors);
   Tensor valid = empty<3>({batch, levels, count}, ScalarType::Bool, anchors);
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> decode_boxes_cuda(Tensor anchors, Tensor delt
   Tensor largest = empty<1>({batch}, ScalarType::Int, anchors);
   anchors = make_contiguous(anchors);
   KAT_MM_CHECK(reinterpret_cast<uintptr_t>(anchors.data_ptr()) % sizeof(float4) == 0,
-                  "decode_boxes: anchors must be aligned to 16 bytes");
+               "decode_boxes: anchors must be aligned to 16 bytes");
   deltas = make_contiguous(deltas);
   indices = make_contiguous(indices);
   limits = make_contiguous(limits);

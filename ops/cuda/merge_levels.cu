@@ -68,23 +68,22 @@ __global__ void __launch_bounds__(kSelectThreads)
 std::tuple<Tensor, Tensor, Tensor> merge_levels_cuda(Tensor boxes, Tensor scores, Tensor kept,
                                                      Tensor counts, int64_t limit) {
   KAT_MM_CHECK(boxes.dim() == 4 && boxes.size(3) == 4 && scores.dim() == 3 && kept.dim() == 3 &&
-                      counts.dim() == 2 && boxes.scalar_type() == ScalarType::Float &&
-                      scores.scalar_type() == ScalarType::Float &&
-                      kept.scalar_type() == ScalarType::Long &&
-                      counts.scalar_type() == ScalarType::Long,
-                  "merge_levels: boxes must be [B, L, K, 4] and scores [B, L, K] in float32, kept "
-                  "[B, L, M] and counts [B, L] in int64");
+                   counts.dim() == 2 && boxes.scalar_type() == ScalarType::Float &&
+                   scores.scalar_type() == ScalarType::Float &&
+                   kept.scalar_type() == ScalarType::Long &&
+                   counts.scalar_type() == ScalarType::Long,
+               "merge_levels: boxes must be [B, L, K, 4] and scores [B, L, K] in float32, kept "
+               "[B, L, M] and counts [B, L] in int64");
   const int64_t batch = boxes.size(0), levels = boxes.size(1), count = boxes.size(2);
   const int64_t most = kept.size(2);
   for (const Tensor& other : {scores, kept, counts}) {
     KAT_MM_CHECK(other.size(0) == batch && other.size(1) == levels,
-                    "merge_levels: all must have one batch and one number of levels");
+                 "merge_levels: all must have one batch and one number of levels");
   }
   const int64_t shared = levels * most * int64_t{sizeof(unsigned)};
   KAT_MM_CHECK(scores.size(2) == count && levels <= kMaxLevels && shared <= 47 * 1024 &&
-                      limit >= 0 && limit <= levels * most,
-                  "merge_levels: ", levels, " levels of ", most,
-                  " boxes are more than 16 or 12032");
+                   limit >= 0 && limit <= levels * most,
+               "merge_levels: ", levels, " levels of ", most, " boxes are more than 16 or 12032");
   const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
   Tensor merged = empty<3>({batch, limit, 4}, ScalarType::Float, boxes);
   Tensor merged_scores = empty<2>({batch, limit}, ScalarType::Float, boxes);
@@ -92,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_levels_cuda(Tensor boxes, Tensor scores
   if (batch == 0) return {merged, merged_scores, totals};
   boxes = make_contiguous(boxes);
   KAT_MM_CHECK(reinterpret_cast<uintptr_t>(boxes.data_ptr()) % sizeof(float4) == 0,
-                  "merge_levels: boxes must be aligned to 16 bytes");
+               "merge_levels: boxes must be aligned to 16 bytes");
   scores = make_contiguous(scores);
   kept = make_contiguous(kept);
   counts = make_contiguous(counts);

@@ -99,12 +99,12 @@ __global__ void __launch_bounds__(kSelectThreads)
 std::tuple<Tensor, Tensor, Tensor> sample_cuda(Tensor assigned, Tensor keys, int64_t num,
                                                int64_t most_positive, double neg_pos_ub) {
   KAT_MM_CHECK(assigned.dim() == 2 && assigned.scalar_type() == ScalarType::Long &&
-                      keys.dim() == 2 && keys.scalar_type() == ScalarType::Float &&
-                      keys.size(0) == assigned.size(0) && keys.size(1) == assigned.size(1),
-                  "sample: assigned must be [B, N] in int64 and keys [B, N] in float32");
+                   keys.dim() == 2 && keys.scalar_type() == ScalarType::Float &&
+                   keys.size(0) == assigned.size(0) && keys.size(1) == assigned.size(1),
+               "sample: assigned must be [B, N] in int64 and keys [B, N] in float32");
   KAT_MM_CHECK(num >= 0 && num <= 4096 && most_positive >= 0 && most_positive <= num &&
-                      assigned.size(1) < (int64_t{1} << 30) && assigned.size(0) < 65536,
-                  "sample: at most 4096 of each image, and no more positive ones");
+                   assigned.size(1) < (int64_t{1} << 30) && assigned.size(0) < 65536,
+               "sample: at most 4096 of each image, and no more positive ones");
   const torch::stable::accelerator::DeviceGuard guard(assigned.get_device_index());
   const int64_t batch = assigned.size(0);
   Tensor indices = empty<2>({batch, num}, ScalarType::Long, assigned);

@@ -20,7 +20,7 @@ struct Levels {
       ++count;
     }
     KAT_MM_CHECK(starts[count] == total, "levels of ", starts[count], " anchors are not the ",
-                    total, " that there are");
+                 total, " that there are");
   }
 };
 

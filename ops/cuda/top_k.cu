@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> top_k_cuda(Tensor scores, std::vector<int64_t> sizes,
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
   const int64_t batch = scores.size(0), levels = table.count;
   KAT_MM_CHECK(batch < 65536 && scores.size(1) < (int64_t{1} << 30),
-                  "top_k: too many images or scores");
+               "top_k: too many images or scores");
   Tensor values = empty<3>({batch, levels, most}, ScalarType::Float, scores);
   Tensor indices = empty<3>({batch, levels, most}, ScalarType::Long, scores);
   if (values.numel() == 0) return {values, indices};

@@ -7,7 +7,7 @@ from torch import nn
 
 from kat_mm.graphs import graph_parts
 from kat_mm.models import KAT, SimplePyramid
-from kat_mm.openmmlab.pad_to_bucket import PadToBucket
+from kat_mm.openmmlab.batches.pad_to_bucket import PadToBucket
 from kat_mm.rational.op import compiled_devices
 
 pytestmark = pytest.mark.gpu

@@ -11,9 +11,9 @@ from mmengine.registry import MODELS, DefaultScope
 
 import kat_mm.openmmlab  # noqa: F401
 from kat_mm.errors import ConfigError
+from kat_mm.openmmlab.batches.packed_masks import PackedInstanceMasks
+from kat_mm.openmmlab.batches.random_batches import random_batches
 from kat_mm.openmmlab.configs import nested, type_name
-from kat_mm.openmmlab.packed_masks import PackedInstanceMasks
-from kat_mm.openmmlab.random_batches import random_batches
 from kat_mm.openmmlab.stock import use_stock_parts
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

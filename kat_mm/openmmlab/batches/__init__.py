@@ -1,0 +1,1 @@
+"""Loading, packing and copying batches; batches of random images."""

@@ -1,0 +1,1 @@
+"""Heads of detectors that keep a GPU busy, and what else knows mmdet."""

@@ -1,0 +1,1 @@
+"""Decode heads and segmentors that keep a GPU busy; losses. Needs mmseg."""

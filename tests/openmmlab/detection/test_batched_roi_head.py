@@ -1,0 +1,230 @@
+"""RoI heads for a whole batch, against mmdet's."""
+
+import pytest
+import roi_heads
+import torch
+from mmengine.structures import InstanceData
+
+import kat_mm.openmmlab.detection.batched_roi_head  # noqa: F401
+from kat_mm.errors import ConfigError
+
+
+def losses_and_grads(head, x, proposals, samples):
+    x = [level.clone().requires_grad_() for level in x]
+    losses = head.loss(x, roi_heads.copied(proposals), samples)
+    total = sum(value.sum() for name, value in losses.items() if 'loss' in name)
+    head.zero_grad()
+    total.backward()
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in head.parameters()]
+    return losses, [level.grad for level in x] + grads
+
+
+def compare(device, batch=None, polygons=False, mask_size=28, padded=False, **changes):
+    changes.setdefault('train_cfg', roi_heads.config().train_cfg | dict(mask_size=mask_size))
+    stock = roi_heads.build(roi_heads.config(**changes), device)
+    own = roi_heads.config('BatchedRoIHead', **changes, padded_masks=padded)
+    ours = roi_heads.build(own, device)
+    proposals, samples = roi_heads.batch(device=device, polygons=polygons, **(batch or {}))
+    x = roi_heads.maps(device, len(samples))
+    roi_heads.share_draws(stock, ours, proposals, samples)
+    expected, expected_grads = losses_and_grads(stock, x, proposals, samples)
+    losses, grads = losses_and_grads(ours, x, proposals, samples)
+    assert losses.keys() == expected.keys()
+    for name, value in losses.items():
+        assert padded or value.shape == expected[name].shape, name
+        value = value.reshape(expected[name].shape)
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    for found, wanted in zip(grads, expected_grads, strict=True):
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * scale + 1e-9)
+    return losses
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        dict(mask=False),
+        dict(box=dict(reg_class_agnostic=True), mask=dict(class_agnostic=True)),
+        dict(box=dict(loss_bbox=dict(type='SmoothL1Loss', beta=0.5))),
+        dict(box=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=8)),
+        dict(mask_roi_extractor=None, mask=dict(num_convs=1), mask_size=14),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('polygons', [False, True])
+@pytest.mark.parametrize('padded', [False, True])
+def test_losses_and_gradients_are_those_of_the_stock_head(device, changes, polygons, padded):
+    losses = compare(device, polygons=polygons, padded=padded, **changes)
+    assert all(value.item() > 0 for value in losses.values())
+
+
+@pytest.mark.parametrize(
+    'box',
+    [
+        dict(reg_decoded_bbox=True, loss_bbox=dict(type='GIoULoss', loss_weight=10.0)),
+        dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True)),
+        dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=8, norm_cfg=dict(type='BN')),
+        dict(loss_bbox=dict(type='BalancedL1Loss')),
+    ],
+    ids=str,
+)
+def test_other_losses_are_mmdets(device, box):
+    compare(device, box=box)
+
+
+@pytest.mark.parametrize(
+    'batch',
+    [
+        dict(gts=(0, 3, 5)),
+        dict(gts=(0, 0, 0)),
+        dict(gts=(3,), proposals=(7,)),
+        dict(gts=(2, 30), proposals=(5, 100)),
+        dict(gts=(1, 1), proposals=(0, 20)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('add', [True, False])
+@pytest.mark.parametrize('padded', [False, True])
+def test_few_or_no_objects_and_proposals(device, batch, add, padded):
+    sampler = dict(type='RandomSampler', num=48, pos_fraction=0.25, add_gt_as_proposals=add)
+    train_cfg = roi_heads.config().train_cfg | dict(sampler=sampler)
+    compare(device, batch, train_cfg=train_cfg, padded=padded)
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_no_positive_samples(device, padded):
+    sampler = dict(type='RandomSampler', num=16, pos_fraction=0.0, neg_pos_ub=3)
+    train_cfg = roi_heads.config().train_cfg | dict(sampler=sampler)
+    compare(device, train_cfg=train_cfg, padded=padded)
+
+
+def test_weights_of_positives_and_bounds_of_negatives(device):
+    sampler = dict(type='RandomSampler', num=48, pos_fraction=0.25, neg_pos_ub=2)
+    compare(device, train_cfg=roi_heads.config().train_cfg | dict(sampler=sampler, pos_weight=2.5))
+
+
+def test_padded_proposals_are_taken(device):
+    ours = roi_heads.build(roi_heads.config('BatchedRoIHead'), device)
+    proposals, samples = roi_heads.batch(device=device)
+    x = roi_heads.maps(device)
+    roi_heads.share_draws(ours, ours, proposals, samples)
+    padded = torch.nn.utils.rnn.pad_sequence([p.bboxes for p in proposals], True)
+
+    class Padded(list):
+        boxes = padded
+        counts = torch.tensor([len(p) for p in proposals], device=device)
+
+    expected = ours.loss(x, proposals, samples)
+    losses = ours.loss(x, Padded(), samples)
+    assert all(torch.equal(losses[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(shared_head=dict(type='ResLayer', depth=50)), 'it takes no shared_head'),
+        (
+            dict(train_cfg=dict(sampler=dict(type='OHEMSampler', num=8, pos_fraction=0.5))),
+            'train_cfg.sampler must be RandomSampler',
+        ),
+        (
+            dict(
+                train_cfg=dict(assigner=dict(type='GridAssigner', pos_iou_thr=0.5, neg_iou_thr=0.3))
+            ),
+            'train_cfg.assigner must be MaxIoUAssigner',
+        ),
+        (
+            dict(train_cfg=dict(assigner=dict(ignore_iof_thr=0.5))),
+            'train_cfg.assigner takes no ignore_iof_thr',
+        ),
+        (
+            dict(box=dict(type='DIIHead', _delete=True)),
+            'bbox_head must have the targets',
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_what_it_cannot_do_is_named(changes, message):
+    cfg = roi_heads.config('BatchedRoIHead')
+    if changes.get('box', {}).pop('_delete', False):
+        cfg.bbox_head = dict(type='DIIHead', num_classes=5, in_channels=16)
+    for part, values in changes.get('train_cfg', {}).items():
+        old = cfg.train_cfg[part]
+        cfg.train_cfg[part] = values if 'type' in values else old | values
+    if 'shared_head' in changes:
+        cfg.shared_head = changes['shared_head']
+    with pytest.raises(ConfigError, match=f'BatchedRoIHead: {message}.*use StandardRoIHead'):
+        roi_heads.build(cfg)
+
+
+def same_detections(found, expected):
+    assert len(found) == len(expected)
+    for ours, stock in zip(found, expected, strict=True):
+        assert len(ours) == len(stock)
+        assert torch.equal(ours.labels, stock.labels)
+        torch.testing.assert_close(ours.scores, stock.scores, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.bboxes, stock.bboxes, rtol=1e-5, atol=1e-4)
+        if 'masks' in stock:
+            assert ours.masks.dtype == stock.masks.dtype
+            assert ours.masks.shape == stock.masks.shape
+            assert (ours.masks != stock.masks).sum() <= 1e-4 * stock.masks.numel()
+
+
+@pytest.mark.parametrize('rescale', [False, True])
+@pytest.mark.parametrize('mask', [False, None])
+@pytest.mark.parametrize(
+    ('box', 'test_cfg'),
+    [
+        ({}, {}),
+        (dict(reg_class_agnostic=True), dict(max_per_img=3)),
+        ({}, dict(score_thr=0.9999)),
+        ({}, dict(nms=dict(type='soft_nms', iou_threshold=0.5, min_score=0.05))),
+        ({}, dict(nms=dict(type='nms', iou_threshold=0.5, class_agnostic=True))),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_detections_are_those_of_the_stock_head(device, rescale, mask, box, test_cfg):
+    heads = []
+    for kind in ('StandardRoIHead', 'BatchedRoIHead'):
+        cfg = roi_heads.config(kind, box, mask)
+        cfg.test_cfg |= test_cfg
+        heads.append(roi_heads.build(cfg, device, trained=True).eval())
+    proposals, samples = roi_heads.batch(device=device, proposals=(60, 1, 80))
+    x = roi_heads.maps(device)
+    expected, found = (
+        head.predict(x, roi_heads.copied(proposals), samples, rescale) for head in heads
+    )
+    if test_cfg.get('score_thr', 0) < 0.9:
+        assert sum(len(image) for image in expected) > 5
+    same_detections(found, expected)
+
+
+@torch.no_grad()
+def test_no_proposals_no_detections(device):
+    heads = [
+        roi_heads.build(roi_heads.config(kind), device).eval()
+        for kind in ('StandardRoIHead', 'BatchedRoIHead')
+    ]
+    _, samples = roi_heads.batch(device=device)
+    proposals = [InstanceData(bboxes=torch.zeros(0, 4, device=device)) for _ in samples]
+    x = roi_heads.maps(device)
+    expected, found = (head.predict(x, list(proposals), samples) for head in heads)
+    same_detections(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('padded', [False, True])
+def test_the_host_waits_at_most_once(padded):
+    if not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    head = roi_heads.build(roi_heads.config('BatchedRoIHead', padded_masks=padded), 'cuda')
+    proposals, samples = roi_heads.batch(device='cuda')
+    x = [level.requires_grad_() for level in roi_heads.maps('cuda')]
+    head.loss(x, proposals, samples)  # fills the pool of pinned memory
+    torch.cuda.set_sync_debug_mode('error')  # of an event, which the head waits for, it is silent
+    try:
+        sum(v.sum() for k, v in head.loss(x, proposals, samples).items() if 'loss' in k).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
