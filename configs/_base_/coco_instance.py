@@ -17,3 +17,5 @@ train_dataloader = dict(
     collate_fn=dict(type='compact_collate'),
     dataset=dict(pipeline=train_pipeline),
 )
+val_evaluator = dict(type='RunLengthCocoMetric')
+test_evaluator = val_evaluator

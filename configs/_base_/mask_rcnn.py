@@ -14,7 +14,14 @@ model = dict(
         out_indices=(2, 5, 8, 11),
         drop_path_rate=0.1,
     ),
-    neck=dict(_delete_=True, type='RescalingFPN', in_channels=384, out_channels=256, num_outs=5),
+    neck=dict(
+        _delete_=True,
+        type='RescalingFPN',
+        in_channels=384,
+        out_channels=256,
+        num_outs=5,
+        channels_last=True,
+    ),
     rpn_head=dict(type='BatchedRPNHead', num_convs=2),
     roi_head=dict(
         type='BatchedRoIHead',

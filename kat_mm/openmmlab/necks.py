@@ -8,8 +8,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import models
-from ..checks import check_int
+from ..checks import check_bool, check_int
 from ..errors import ConfigError
+from .channels_last import put_channels_last
 
 
 @MODELS.register_module()
@@ -59,6 +60,8 @@ class RescalingFPN(Sequential):
         in_channels: channels of the maps.
         out_channels: channels of the FPN's.
         num_groups: groups of the group norm, which divide in_channels.
+        channels_last: on a GPU, gives maps with the channels last in memory, in which it and heads
+            of convolutions are faster; heads that call `view` on maps need them as they were.
         **fpn: other arguments of mmdet's FPN, such as num_outs.
 
     Returns from forward:
@@ -68,7 +71,14 @@ class RescalingFPN(Sequential):
         ConfigError: for numbers that are none or do not fit.
     """
 
-    def __init__(self, in_channels: int, out_channels: int = 256, num_groups: int = 32, **fpn):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        num_groups: int = 32,
+        channels_last: bool = False,
+        **fpn,
+    ):
         if check_int('in_channels', in_channels) % check_int('num_groups', num_groups):
             raise ConfigError(
                 f'num_groups={num_groups} does not divide in_channels={in_channels}; choose a '
@@ -79,6 +89,8 @@ class RescalingFPN(Sequential):
         )
         super().__init__(_Rescale(in_channels, num_groups), MODELS.build(fpn))
         self.in_channels = in_channels
+        if check_bool('channels_last', channels_last):
+            put_channels_last(self)
 
 
 class _Rescale(nn.Module):

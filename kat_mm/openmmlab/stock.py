@@ -7,6 +7,7 @@ from .configs import nested, type_name
 PREFIXES = ('Batched', 'Fused')  # before the name of what a part stands for
 OTHERS = {
     'BatchedRoIHead': 'StandardRoIHead',
+    'RunLengthCocoMetric': 'CocoMetric',
     'PackByteSegInputs': 'PackSegInputs',
     'compact_collate': 'pseudo_collate',
 }

@@ -24,6 +24,7 @@ from torch.nn.modules.utils import _pair
 from ...detection import mask_targets
 from ...errors import ConfigError
 from ..batches.packed_masks import packed_masks
+from ..channels_last import channels_last, put_channels_last
 from .roi_extractor import is_poolable, pool_rois
 from .roi_losses import box_losses, box_targets, mask_loss, takes_mask_rows, takes_rows
 from .roi_predictions import paste_predictions, predict_boxes, takes_masks, takes_predictions
@@ -61,6 +62,9 @@ class BatchedRoIHead(StandardRoIHead):
         self.padded_masks = padded_masks
         if reason := self._unsupported():
             raise ConfigError(f'{type(self).__name__}: {reason}; use StandardRoIHead')
+        for head in (self.bbox_head, getattr(self, 'mask_head', None)):
+            if head is not None and _begins_with_convolution(head):
+                put_channels_last(head)
 
     def _unsupported(self) -> str | None:
         """Names what in the config this head cannot do, if anything."""
@@ -104,9 +108,6 @@ class BatchedRoIHead(StandardRoIHead):
         if not is_poolable(extractor):
             return extractor(maps, rois)
         is_last = rois.is_cuda and _begins_with_convolution(head)
-        if is_last and not getattr(head, 'has_channels_last', False):
-            head.to(memory_format=torch.channels_last)
-            head.has_channels_last = True
         return pool_rois(extractor, maps, rois, channels_last=is_last)
 
     def _bbox_forward(self, x: Sequence[Tensor], rois: Tensor) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ class BatchedRoIHead(StandardRoIHead):
     def loss(self, x, rpn_results_list, batch_data_samples) -> dict[str, Tensor]:
         gt_instances, _, _ = unpack_gt_instances(batch_data_samples)
         if x[0].is_cuda and is_poolable(self.bbox_roi_extractor):  # once for both extractors
-            x = [level.contiguous(memory_format=torch.channels_last) for level in x]
+            x = channels_last(x)
         samples = self._draw(rpn_results_list, gt_instances, x[0].device)
         images = len(batch_data_samples)
         is_whole = takes_rows(self.bbox_head)  # with rows that fill up

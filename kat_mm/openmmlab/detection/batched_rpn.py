@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ...detection import assign, box_deltas, sample
+from ..channels_last import put_channels_last
 from . import batched_rpn_layers as layers
 from .anchor_grid import AnchorGrid, Grid, valid_anchors
 from .batched_rpn_checks import check_head, takes_cfg
@@ -44,6 +45,7 @@ class BatchedRPNHead(RPNHead):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         check_head(self)
+        put_channels_last(self)
         self.grid = AnchorGrid(self.prior_generator)
 
     def draw_keys(self, shape: tuple[int, int], device: torch.device) -> Tensor:

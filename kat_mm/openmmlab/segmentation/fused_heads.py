@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import ConfigError
 from ...segmentation import adaptive_avg_pool2d, upsample_bilinear, upsample_cross_entropy
+from ..channels_last import channels_last, put_channels_last
 from .losses import WeightedCrossEntropyLoss
 
 EPS = torch.finfo(torch.float32).eps  # what mmseg adds to what it divides by
@@ -67,22 +68,13 @@ class _OwnResizing(TorchFunctionMode):
 class FusedMultiLevelNeck(MultiLevelNeck):
     """mmseg's MultiLevelNeck, which resizes by `kat_mm.segmentation.upsample_bilinear` on a GPU."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        put_channels_last(self)
+
     def forward(self, inputs) -> tuple[Tensor, ...]:
         with _OwnResizing():
-            return super().forward(_channels_last(self, inputs))
-
-
-def _channels_last(module: nn.Module, maps):
-    """Returns feature maps with the channels last in memory, as a GPU's convolutions take them.
-
-    The weights of `module` go there the first time.
-    """
-    if torch.is_tensor(maps) or not maps[0].is_cuda:
-        return maps
-    if not getattr(module, 'has_channels_last', False):
-        module.to(memory_format=torch.channels_last)
-        module.has_channels_last = True
-    return [x.contiguous(memory_format=torch.channels_last) for x in maps]
+            return super().forward(channels_last(inputs))
 
 
 class FusedLoss:
@@ -99,6 +91,7 @@ class FusedLoss:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        put_channels_last(self)
         name = type(self).__name__
         if self.sampler is not None:
             raise ConfigError(
@@ -120,7 +113,7 @@ class FusedLoss:
 
     def forward(self, inputs) -> Tensor:
         with _OwnResizing():
-            return super().forward(_channels_last(self, inputs))
+            return super().forward(channels_last(inputs))
 
     def _losses(self) -> list[nn.Module]:
         losses = self.loss_decode
