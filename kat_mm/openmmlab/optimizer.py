@@ -23,6 +23,8 @@ POSITIONS = (
     'rel_pos_h',
     'rel_pos_w',
 )
+# Those of the learnable functions of Kolmogorov-Arnold attention.
+FUNCTIONS = ('coefficients', 'base_scale', 'basis_scale')
 # Options of mmdet's and mmseg's constructors for layer decay, and what becomes of them here.
 FOREIGN_OPTIONS = {
     'decay_rate': 'write layer_decay_rate instead of decay_rate',
@@ -49,8 +51,9 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     `kat_mm.models.protocol.Backbone`, is found wherever it is in the model; without one, every
     rate is the base rate. Where blocks share a parameter, the last of them counts.
 
-    Weight decay leaves out rational coefficients, norms, biases and other vectors, position
-    embeddings and class tokens. Parameters that need no gradient are left out altogether.
+    Weight decay leaves out the coefficients of learnable functions, norms, biases and other
+    vectors, position embeddings and class tokens. Parameters that need no gradient are left out
+    altogether.
 
     Use it as `optim_wrapper=dict(constructor='KATOptimWrapperConstructor', optimizer=...,
     paramwise_cfg=dict(layer_decay_rate=0.8))`.
@@ -160,7 +163,9 @@ class KATOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         elif last == 'bias':
             decay_mult = options.get('bias_decay_mult', 0.0)
             lr_mult *= options.get('bias_lr_mult', 1.0)
-        elif last in POSITIONS or parameter.ndim <= 1:  # flat: norms, rational coefficients
+        elif (
+            last in (*POSITIONS, *FUNCTIONS) or parameter.ndim <= 1
+        ):  # norms, rational coefficients
             decay_mult = 0.0
         custom = options.get('custom_keys', {})
         part = self._fresh.get(parameter)

@@ -98,3 +98,13 @@ def test_bad_files_in_mm(way, make, tmp_path, capsys):
     assert 'this ran' not in capsys.readouterr().out
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def test_gated_attention_starts_as_the_published_model(tmp_path):
+    source = kats.published()
+    path = kats.save(published_state_dict(source), tmp_path / 'kat.pth')
+    model = kats.Detector(attention=dict(type='KArAt', base='softmax'))
+    by_init_cfg(model, path)
+    x = torch.randn(2, 3, 64, 64)
+    expected = kats.features(source, x)
+    torch.testing.assert_close(model.eval()(x)[0], expected, rtol=1e-5, atol=1e-5)

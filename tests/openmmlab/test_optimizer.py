@@ -91,6 +91,16 @@ def test_no_weight_decay_on_coefficients_norms_biases_and_positions():
     assert build(Detector())[1]['backbone.cls_token'] == (1.0, 0.0)
 
 
+def test_no_weight_decay_on_learnable_functions_of_attention():
+    model = Detector(attention=dict(type='KArAt', published_scales=True), frozen_stages=0)
+    _, settings = build(model)
+    decay = {name: settings[name][1] for name in settings if '.operator.' in name}
+    assert {name.rpartition('.')[2] for name, value in decay.items() if not value} == {
+        *('coefficients', 'base_scale', 'basis_scale')
+    }
+    assert decay['backbone.blocks.3.attn.operator.weight'] == 0.5
+
+
 def test_frozen_parameters_are_left_out():
     model = Detector(frozen_stages=2)
     _, settings = build(model, layer_decay_rate=0.5)
