@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..rational.op import library
+
 LEAST = 16  # side of a matrix product of the kernels
 MAX_DIMS, MAX_RANK, MAX_TERMS = 128, 64, 8  # what the kernels hold in registers
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -39,7 +41,6 @@ def _has_triton() -> bool:
     return find_spec('triton') is not None
 
 
-@torch.library.custom_op('kat_mm::fourier_sums', mutates_args=())
 def fourier_sums(q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor:
     """Computes z_np = sum_m sum_g a_pmg cos(g s_nm) + b_pmg sin(g s_nm) of scores s = q k^T.
 
@@ -51,20 +52,21 @@ def fourier_sums(q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor:
         coefficients: a_1, b_1, a_2, b_2 and so on of each head, [H, r, M, 2 G].
 
     Returns:
-        [B, H, N, padded(r)] in fp32, zero behind r.
+        [B, H, N, padded(r)] in fp32, or fp64 for fp64; zero behind r.
     """
+    return torch.ops.kat_mm.fourier_sums.default(q, k, coefficients)
+
+
+def _sums(q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor:
     if is_served(q, coefficients):
         from .fourier_kernels import sums
 
         return sums(q, k, coefficients)
-    return _pad(_formula(q, k, coefficients))
+    z = _formula(q, k, coefficients)
+    return F.pad(z, (0, padded(z.shape[-1]) - z.shape[-1]))
 
 
-@torch.library.custom_op('kat_mm::fourier_sums_backward', mutates_args=())
-def fourier_sums_backward(
-    grad: Tensor, q: Tensor, k: Tensor, coefficients: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the gradients of q, k and coefficients, given that of what `fourier_sums` gives."""
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
     if is_served(q, coefficients):
         from .fourier_kernels import gradients
 
@@ -78,7 +80,9 @@ def fourier_sums_backward(
         slopes += g * (grad @ c[..., 2 * g - 1] * cos - grad @ c[..., 2 * g - 2] * sin)
         found += [(grad.mT @ cos).sum(0), (grad.mT @ sin).sum(0)]
     grads = slopes @ wide_k, slopes.mT @ wide_q, torch.stack(found, -1)
-    return tuple(x.to(y.dtype) for x, y in zip(grads, (q, k, coefficients), strict=True))
+    return tuple(
+        x.to(y.dtype).contiguous() for x, y in zip(grads, (q, k, coefficients), strict=True)
+    )
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -92,17 +96,25 @@ def _formula(q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor:
     return Fourier(coefficients.shape[-1] // 2).sums(q @ k.mT, coefficients)
 
 
-def _pad(z: Tensor) -> Tensor:
-    return F.pad(z, (0, padded(z.shape[-1]) - z.shape[-1]))
+for name, schema, function in (
+    ('fourier_sums', '(Tensor q, Tensor k, Tensor coefficients) -> Tensor', _sums),
+    (
+        'fourier_sums_backward',
+        '(Tensor grad, Tensor q, Tensor k, Tensor coefficients) -> (Tensor, Tensor, Tensor)',
+        _gradients,
+    ),
+):
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, function, 'CompositeExplicitAutograd')
 
 
-@fourier_sums.register_fake
+@torch.library.register_fake('kat_mm::fourier_sums', lib=library)
 def _fake(q, k, coefficients):
     dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
     return q.new_empty(*q.shape[:-1], padded(coefficients.shape[1]), dtype=dtype)
 
 
-@fourier_sums_backward.register_fake
+@torch.library.register_fake('kat_mm::fourier_sums_backward', lib=library)
 def _backward_fake(grad, q, k, coefficients):
     return tuple(x.new_empty(x.shape) for x in (q, k, coefficients))
 
@@ -112,7 +124,16 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return fourier_sums_backward(grad, *ctx.saved_tensors)
+    return torch.ops.kat_mm.fourier_sums_backward.default(grad, *ctx.saved_tensors)
 
 
-fourier_sums.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    'kat_mm::fourier_sums', _backward, setup_context=_setup_context, lib=library
+)
+
+
+def _refuse(ctx, *grads):
+    raise NotImplementedError('kat_mm::fourier_sums_backward has no derivatives')
+
+
+torch.library.register_autograd('kat_mm::fourier_sums_backward', _refuse, lib=library)
