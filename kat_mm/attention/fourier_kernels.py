@@ -48,8 +48,8 @@ def _sums(
     APPROXIMATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """z [rows of a tile, RANK], of all keys."""
-    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    rows = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
+    batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    rows = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     d, p = tl.arange(0, DIMS), tl.arange(0, RANK)
     q_tile = _tile(q + batch * q_batch + head * q_head, rows, queries, d, dims, q_row)
     k += batch * k_batch + head * k_head
@@ -67,7 +67,7 @@ def _sums(
             total += tl.dot(cos.to(a.dtype), a, input_precision=PRECISION)
             total += tl.dot(sin.to(a.dtype), b, input_precision=PRECISION)
             cos, sin = cos * cos_1 - sin * sin_1, sin * cos_1 + cos * sin_1
-    z += tl.program_id(1).to(tl.int64) * queries * RANK
+    z += tl.program_id(0).to(tl.int64) * queries * RANK
     tl.store(z + rows[:, None] * RANK + p[None, :], total, mask=rows[:, None] < queries)
 
 
@@ -96,11 +96,11 @@ def _grad_q(
     APPROXIMATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of the rows of a tile, over all keys."""
-    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    rows = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
+    batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    rows = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     d, p = tl.arange(0, DIMS), tl.arange(0, RANK)
     q_tile = _tile(q + batch * q_batch + head * q_head, rows, queries, d, dims, q_row)
-    dz += tl.program_id(1).to(tl.int64) * queries * RANK
+    dz += tl.program_id(0).to(tl.int64) * queries * RANK
     dz_tile = _tile(dz, rows, queries, p, RANK, RANK)
     k += batch * k_batch + head * k_head
     c += head * 2 * TERMS * keys * RANK
@@ -111,7 +111,7 @@ def _grad_q(
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         ds = _slopes(s, c, columns, keys, dz_tile, TERMS, RANK, APPROXIMATE, PRECISION)
         total += tl.dot(ds.to(k_tile.dtype), k_tile, input_precision=PRECISION)
-    dq += tl.program_id(1).to(tl.int64) * queries * dims
+    dq += tl.program_id(0).to(tl.int64) * queries * dims
     inside = (rows[:, None] < queries) & (d[None, :] < dims)
     tl.store(dq + rows[:, None] * dims + d[None, :], total.to(dq.dtype.element_ty), mask=inside)
 
@@ -124,11 +124,11 @@ def _grad_k(
     APPROXIMATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk of the keys of a tile, over all rows."""
-    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    columns = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
+    batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    columns = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     d, p = tl.arange(0, DIMS), tl.arange(0, RANK)
     k_tile = _tile(k + batch * k_batch + head * k_head, columns, keys, d, dims, k_row)
-    dz += tl.program_id(1).to(tl.int64) * queries * RANK
+    dz += tl.program_id(0).to(tl.int64) * queries * RANK
     q += batch * q_batch + head * q_head
     c += head * 2 * TERMS * keys * RANK
     total = tl.zeros([SIDE, DIMS], tl.float32)
@@ -139,7 +139,7 @@ def _grad_k(
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         ds = _slopes(s, c, columns, keys, dz_tile, TERMS, RANK, APPROXIMATE, PRECISION)
         total += tl.dot(tl.trans(ds).to(q_tile.dtype), q_tile, input_precision=PRECISION)
-    dk += tl.program_id(1).to(tl.int64) * keys * dims
+    dk += tl.program_id(0).to(tl.int64) * keys * dims
     inside = (columns[:, None] < keys) & (d[None, :] < dims)
     tl.store(dk + columns[:, None] * dims + d[None, :], total.to(dk.dtype.element_ty), mask=inside)
 
@@ -158,10 +158,11 @@ def _grad_c(
     d, p = tl.arange(0, DIMS), tl.arange(0, RANK)
     da = tl.zeros([SIDE, RANK], tl.float32)
     db = tl.zeros([SIDE, RANK], tl.float32)
-    for batch in range(part, batches, parts):
+    for number in range(part, batches, parts):
+        batch = tl.full([], number, tl.int64)
         k_tile = _tile(k + batch * k_batch + head * k_head, columns, keys, d, dims, k_row)
         q_head_of = q + batch * q_batch + head * q_head
-        dz_head_of = dz + (batch * heads + head).to(tl.int64) * queries * RANK
+        dz_head_of = dz + (batch * heads + head) * queries * RANK
         for first in range(0, queries, SIDE):
             rows = first + tl.arange(0, SIDE)
             q_tile = _tile(q_head_of, rows, queries, d, dims, q_row)
@@ -208,10 +209,11 @@ def sums(q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor:
     c = _packed(coefficients, q.dtype)
     (q, q_strides), (k, k_strides) = _strides(q), _strides(k)
     z = torch.empty(batch, heads, queries, c.shape[-1], dtype=torch.float32, device=q.device)
-    _sums[triton.cdiv(queries, TILE), batch * heads](
-        *(q, k, c, z, heads, queries, keys, dims, *q_strides, *k_strides),
-        **_options(q, count // 2, c.shape[-1]),
-    )
+    with torch.cuda.device_of(q):
+        _sums[batch * heads, triton.cdiv(queries, TILE)](
+            *(q, k, c, z, heads, queries, keys, dims, *q_strides, *k_strides),
+            **_options(q, count // 2, c.shape[-1]),
+        )
     return z
 
 
@@ -227,15 +229,16 @@ def gradients(
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     sizes = heads, queries, keys, dims, *q_strides, *k_strides
     options = _options(q, count // 2, c.shape[-1])
-    _grad_q[triton.cdiv(queries, TILE), batch * heads](q, k, c, dz, dq, *sizes, **options)
-    _grad_k[triton.cdiv(keys, TILE), batch * heads](q, k, c, dz, dk, *sizes, **options)
-    # The batch in as many parts as give each of a GPU's multiprocessors a few blocks, whatever the
-    # GPU, so that the order of the additions is always the same.
+    # The batch in as many parts as give a GPU's multiprocessors a few blocks each; the same number
+    # on any GPU, so that additions have one order.
     tiles = triton.cdiv(keys, TILE) * heads * count // 2
     parts = min(batch, max(triton.cdiv(512, tiles), 1))
     dc = torch.empty(parts, heads, count, keys, c.shape[-1], dtype=torch.float32, device=q.device)
-    _grad_c[triton.cdiv(keys, TILE), heads * count // 2, parts](
-        q, k, dz, dc, batch, *sizes, **options
-    )
+    with torch.cuda.device_of(q):
+        _grad_q[batch * heads, triton.cdiv(queries, TILE)](q, k, c, dz, dq, *sizes, **options)
+        _grad_k[batch * heads, triton.cdiv(keys, TILE)](q, k, c, dz, dk, *sizes, **options)
+        _grad_c[triton.cdiv(keys, TILE), heads * count // 2, parts](
+            q, k, dz, dc, batch, *sizes, **options
+        )
     dc = dc.sum(0) if parts > 1 else dc[0]
     return dq, dk, dc[..., :rank].permute(0, 3, 2, 1).to(coefficients.dtype).contiguous()

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..arithmetic import is_symbol
+from ..rational.torch_internals import has_tangents, is_transformed
 from .bases import Basis, LinearBasis
 from .tokens import Tokens
 from .units import UnitLayer
@@ -114,7 +117,7 @@ class Operator(nn.Module):
         """
         q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
-        with torch.autocast(v.device.type, enabled=False):
+        with _without_autocast(v.device.type):
             if mask is None and (y := self._by_kernels(q, k, v, grid)) is not None:
                 return y
             return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
@@ -125,14 +128,14 @@ class Operator(nn.Module):
         Products with W and with v are in the dtype of v.
         """
         units = self.units
-        if self.form != 'w_phi' or self.simplex or units.base:
+        if self.form != 'w_phi' or self.simplex or units.base or is_transformed() or has_tangents():
             return None
-        coefficients = units.units(self._fitted_to(grid), 2).coefficients
+        coefficients = units.units(self._fitted_to(grid, torch.float32), 2).coefficients
         z = units.basis.score_sums(q, k, coefficients)
         if z is None:
             return None
         ratio = self.tokens.count / k.shape[2]
-        weight = self._fit(self.weight, 1, grid).mT * ratio**2
+        weight = self._fit(self.weight, 1, grid).mT.float() * ratio**2
         weight = F.pad(weight, (0, 0, 0, z.shape[-1] - weight.shape[1]))
         return z.to(v.dtype) @ (weight.to(v.dtype) @ v)
 
@@ -144,22 +147,24 @@ class Operator(nn.Module):
             count, grid = present.sum(-1, keepdim=True), self.tokens.grid
             v = v * present.mT
         ratio = self.tokens.count / count  # of what sums over tokens are made for
-        rows = self._rows(grid, present, ratio)
+        fit = self._fitted_to(grid, q.dtype)
+        rows = self._rows(fit, present, ratio)
         if self.form == 'w_phi' and not self.simplex:
             # (W Phi(S)) V is Phi(S) (W^T V).
-            values = self._fit(self.weight, 1, grid).mT @ v * ratio
+            values = fit(self.weight, 1).mT @ v * ratio
         elif self.simplex:
             rows, values = self._projected(rows, present), v
         else:
             values = v * ratio
         return self._in_chunks(lambda q, k, values: rows(q @ k.mT) @ values, q, k, values)
 
-    def _fitted_to(self, grid: tuple[int, int]) -> Callable[[Tensor, int], Tensor]:
-        return lambda x, dim: self._fit(x, dim, grid)
+    def _fitted_to(
+        self, grid: tuple[int, int], dtype: torch.dtype
+    ) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, dim: self._fit(x.to(dtype), dim, grid)
 
-    def _rows(self, grid, present, ratio) -> Callable[[Tensor], Tensor]:
+    def _rows(self, fit, present, ratio) -> Callable[[Tensor], Tensor]:
         """Returns what maps scores [B, heads, n, N] to weights, or for 'w_phi' to Phi of them."""
-        fit = self._fitted_to(grid)
         if self.form == 'w_phi':
             units = self.units.units(fit, 2)
             inner = lambda s: units.sums(s, present) * ratio  # noqa: E731
@@ -190,14 +195,24 @@ class Operator(nn.Module):
         """Computes attend(q, k, v) for a few rows of q at a time, keeping nothing of each."""
         is_linear = isinstance(self.units.basis, LinearBasis)
         width = 1 if is_linear else min(self.units.coefficients.shape[1:3])
-        rows = max(CHUNK // (q.shape[0] * q.shape[1] * k.shape[2] * width), 1)
-        if torch.is_grad_enabled():
-            parts = [
-                checkpoint(attend, part, k, v, use_reentrant=False) for part in q.split(rows, 2)
-            ]
+        values = q.shape[0] * q.shape[1] * k.shape[2] * width  # of one row
+        if is_symbol(values) or q.shape[2] * values <= CHUNK:
+            chunks = (q,)
         else:
-            parts = [attend(part, k, v) for part in q.split(rows, 2)]
+            chunks = q.split(max(CHUNK // values, 1), 2)
+        # What torch.func transforms takes no checkpoints, and a graph is captured without them.
+        keeps_all = not torch.is_grad_enabled() or is_transformed() or is_symbol(values)
+        parts = [
+            attend(chunk, k, v)
+            if keeps_all
+            else checkpoint(attend, chunk, k, v, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    return nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
 
 
 def project_on_simplex(x: Tensor) -> Tensor:

@@ -331,6 +331,62 @@ def test_half_precision_is_computed_in_fp32():
     torch.testing.assert_close(y, wide.bfloat16())
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('form', operator.FORMS)
+def test_parameters_of_half_precision(form, dtype):
+    torch.manual_seed(0)
+    layer = KArAt(DIMS, HEADS, (3, 3), form=form)
+    x = torch.randn(1, 9, DIMS)
+    with torch.no_grad():
+        wanted = layer(x, (3, 3))
+        y = layer.to(dtype)(x.to(dtype), (3, 3))
+    assert y.dtype is dtype
+    assert (y.float() - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+def test_an_empty_batch():
+    layer = attention()
+    assert layer(torch.zeros(0, 7, DIMS, dtype=torch.float64), (2, 3)).shape == (0, 7, DIMS)
+
+
+def test_meta_tensors():
+    layer = attention().to('meta')
+    assert layer(torch.zeros(2, 7, DIMS, device='meta').double(), (2, 3)).shape == (2, 7, DIMS)
+
+
+def test_transforms_of_torch_func():
+    layer = attention()
+    x = torch.randn(1, 7, DIMS, dtype=torch.float64, requires_grad=True)
+
+    def total(x):
+        return layer(x, (2, 3)).square().sum()
+
+    [wanted] = torch.autograd.grad(total(x), x)
+    torch.testing.assert_close(torch.func.grad(total)(x.detach()), wanted)
+
+
+@pytest.mark.parametrize('basis', ['rational', 'dog', 'morlet'])
+def test_building_draws_nothing_but_its_weights(basis, monkeypatch):
+    """Whoever seeds a run, on any device, has the seed still."""
+    monkeypatch.setattr(torch, 'manual_seed', pytest.fail)
+    torch.default_generator.manual_seed(1)
+    KArAt(DIMS, HEADS, (2, 2), basis=basis)
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(1)
+    KArAt(DIMS, HEADS, (2, 2), basis=basis)
+    assert torch.equal(torch.default_generator.get_state(), state)
+
+
+def test_exports_for_any_number_of_images():
+    model = KAT({'embed_dims': 16, 'num_layers': 2, 'num_heads': 2}, 64, attention='KArAt').eval()
+    batch = torch.export.Dim('batch', min=1, max=64)
+    program = torch.export.export(
+        model, (torch.randn(2, 3, 64, 64),), dynamic_shapes={'images': {0: batch}}
+    )
+    x = torch.randn(5, 3, 64, 64)
+    torch.testing.assert_close(program.module()(x)[0], model(x)[0])
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

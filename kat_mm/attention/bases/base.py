@@ -71,9 +71,13 @@ class Basis:
     def mean_square(self) -> float:
         """Computes E[phi(x)^2] over x ~ N(0, 1) and over the coefficients that `draw` gives."""
         x, density = _normal()
-        with torch.random.fork_rng(devices=[]), torch.device('cpu'):
-            torch.manual_seed(0)
-            coefficients = self.draw(DRAWS, 1).double()
+        state = torch.default_generator.get_state()
+        try:  # of the CPU alone: torch.manual_seed would seed GPUs too
+            torch.default_generator.manual_seed(0)
+            with torch.device('cpu'):
+                coefficients = self.draw(DRAWS, 1).double()
+        finally:
+            torch.default_generator.set_state(state)
         return (self.evaluate(x, coefficients).square() @ density).mean().item()
 
 
