@@ -31,7 +31,7 @@ if find_spec('mmcv'):
 
 
 def _register_for_mmdet(_) -> None:
-    from .batches import detection_data, pad_to_bucket  # noqa: F401
+    from .batches import detection_data, pack_masks, pad_to_bucket  # noqa: F401
     from .detection import (  # noqa: F401
         batched_roi_head,
         batched_rpn,
@@ -50,7 +50,7 @@ def _register_mmdets_metric(_) -> None:
 
 
 def _register_mmdets_transforms(_) -> None:
-    from .batches import packed_masks  # noqa: F401
+    from .batches import pack_masks  # noqa: F401
 
 
 def _register_mmsegs_transforms(_) -> None:

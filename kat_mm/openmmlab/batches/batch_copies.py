@@ -127,7 +127,8 @@ def stack_images(
         images: each [C, h, w], of any dtype.
         size: height and width to pad to, no smaller than those of any image.
         pad_value: what is padded with, after normalising.
-        mean: [C or 1, 1, 1] in fp32, or None to leave the values as they are.
+        mean: [C or 1, 1, 1] in fp32, or None to leave the values as they are. An image of one
+            channel is repeated for a mean of more.
         std: as mean.
         flip_channels: the other order of the channels, which mean and std are of.
 
@@ -141,8 +142,9 @@ def stack_images(
         stacked = _widened(stacked)
         return (stacked - mean).div_(std) if mean is not None else stacked.float()
     first = images[0]
+    channels = first.shape[0] if mean is None else max(first.shape[0], len(mean))
     batch = torch.full(
-        (len(images), first.shape[0], *size), pad_value, dtype=torch.float32, device=first.device
+        (len(images), channels, *size), pad_value, dtype=torch.float32, device=first.device
     )
     for image, place in zip(images, batch, strict=True):
         place = place[:, : image.shape[1], : image.shape[2]]

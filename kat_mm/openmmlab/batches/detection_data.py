@@ -9,7 +9,7 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmengine.registry import MODELS
 
 from .data_preprocessors import BatchedImgDataPreprocessor
-from .packed_masks import PackedInstanceMasks, on_device
+from .packed_masks import PackedInstanceMasks, are_of_one_kind, on_device
 
 
 # mmdet's class leaves the images to the next one, which is the one in between.
@@ -22,7 +22,8 @@ class BatchedDetDataPreprocessor(DetDataPreprocessor, BatchedImgDataPreprocessor
         if training and data['data_samples']:
             instances = [sample.get('gt_instances', {}) for sample in data['data_samples']]
             masks = [part.get('masks') for part in instances]
-            if all(isinstance(part, PackedInstanceMasks) for part in masks):
+            is_packed = all(isinstance(part, PackedInstanceMasks) for part in masks)
+            if is_packed and are_of_one_kind(masks):
                 for part, copied in zip(instances, on_device(masks, self.device), strict=True):
                     part.masks = copied
         return data

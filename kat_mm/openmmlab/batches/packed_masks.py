@@ -1,22 +1,19 @@
 """Instance masks that are cheap to send: from a loader's worker to the GPU as bits or polygons.
 
-`dict(type='PackMasks')` behind LoadAnnotations, or at the end of a pipeline, has mmdet's masks
-packed in the workers. As they are, the masks of 16 images of 800 x 1333 pixels are a hundred
-megabytes: the training process unpickles them, pads them by numpy, and copies them to the GPU image
-by image.
+As they are, the masks of 16 images of 800 x 1333 pixels are a hundred megabytes: the training
+process unpickles them, pads them by numpy, and copies them to the GPU image by image. The transform
+that packs them is in `pack_masks`.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
-import cv2
 import mmcv
 import numpy as np
 import torch
 from mmcv.image import io
-from mmcv.transforms import BaseTransform
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmdet.structures.mask.structures import BaseInstanceMasks
-from mmengine.registry import TRANSFORMS
 
 from ...detection import (
     PackedBitmaps,
@@ -26,12 +23,7 @@ from ...detection import (
     pack_crops,
     pack_polygons,
 )
-
-FLIPS = {  # sideways and upside down
-    'horizontal': (True, False),
-    'vertical': (False, True),
-    'diagonal': (True, True),
-}
+from .bitmap_crops import FLIPS, crops_of, flipped_crops, resized_crops
 
 
 def _as_unpacked(name: str):
@@ -48,25 +40,30 @@ def _as_unpacked(name: str):
 class PackedInstanceMasks(BaseInstanceMasks):
     """The packed masks of one image, with the methods and results of mmdet's masks.
 
+    It is made as `PackedBitmapMasks` or `PackedPolygonMasks`, which mmdet takes for its own masks.
     Padding is free; bitmaps are resized and flipped within their boxes; mask targets are computed
-    from what is packed. All else unpacks it. Polygons are held in fp64, as COCO's are read: mmdet
-    rounds those of whole numbers whenever it scales them.
+    from what is packed. All else unpacks it.
 
     Args:
-        packed: the masks, of one image.
+        masks: those of one image: packed, or what mmdet's class takes.
         height: of the image, with its padding.
         width: of the image, with its padding.
         batch: the masks of all images of a batch on the model's device, and which of them this is.
     """
 
+    stock: ClassVar[type[BaseInstanceMasks]]  # mmdet's class
+
     def __init__(
         self,
-        packed: PackedMasks,
+        masks: PackedMasks | np.ndarray | list,
         height: int,
         width: int,
         batch: tuple[PackedMasks, int] | None = None,
     ):
-        self.packed, self.height, self.width, self.batch = packed, height, width, batch
+        self.height, self.width, self.batch = height, width, batch
+        is_packed = isinstance(masks, PackedMasks)
+        self._packed = masks if is_packed else self._pack(self.stock(masks, height, width))
+        self._unpacked = None  # once someone may write to it
 
     @classmethod
     def pack(cls, masks: BaseInstanceMasks) -> 'PackedInstanceMasks':
@@ -75,19 +72,33 @@ class PackedInstanceMasks(BaseInstanceMasks):
         Raises:
             TypeError: for masks that are neither bitmaps nor polygons.
         """
-        if isinstance(masks, cls):
+        if isinstance(masks, PackedInstanceMasks):
             return masks
-        if isinstance(masks, BitmapMasks):
-            packed = _pack_bitmaps(masks.masks)
-        elif isinstance(masks, PolygonMasks):
-            polygons = [[torch.from_numpy(np.asarray(p)) for p in mask] for mask in masks.masks]
-            packed = pack_polygons(polygons, (masks.height, masks.width))
-        else:
-            raise TypeError(
-                'masks must be BitmapMasks or PolygonMasks to be packed, got '
-                f'{type(masks).__name__}'
-            )
-        return cls(packed, masks.height, masks.width)
+        for kind in (PackedBitmapMasks, PackedPolygonMasks):
+            if isinstance(masks, kind.stock):
+                return kind(kind._pack(masks), masks.height, masks.width)
+        raise TypeError(
+            f'masks must be BitmapMasks or PolygonMasks to be packed, got {type(masks).__name__}'
+        )
+
+    @property
+    def packed(self) -> PackedMasks:
+        """The packed masks: packed again each time, once `masks` were handed out."""
+        return self._packed if self._unpacked is None else self._pack(self._unpacked)
+
+    @property
+    def masks(self) -> np.ndarray | list:
+        """mmdet's array or polygons, which may be written to; a `batch` is given up for them."""
+        if self._unpacked is None:
+            self._unpacked, self.batch = self.unpacked(), None
+        return self._unpacked.masks
+
+    @masks.setter
+    def masks(self, masks: np.ndarray | list) -> None:
+        self._unpacked, self.batch = self.stock(masks, self.height, self.width), None
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), '_packed': self.packed, '_unpacked': None}
 
     def padded(self) -> PackedMasks:
         """Returns the packed masks of an image of this height and width."""
@@ -95,32 +106,19 @@ class PackedInstanceMasks(BaseInstanceMasks):
 
     def unpacked(self) -> BitmapMasks | PolygonMasks:
         """Returns mmdet's masks."""
-        packed = self.packed
-        size = self.height, self.width
-        if isinstance(packed, PackedBitmaps):
-            return BitmapMasks(self.padded().bitmaps().numpy(), *size)
-        spans = packed.polygon_table.tolist()
-        outlines = [packed.vertices[a : a + n].flatten().numpy() for a, n in spans]
-        masks = [outlines[first : first + n] for first, n, *_ in packed.table.tolist()]
-        return PolygonMasks(masks, *size)
+        return self._unpack() if self._unpacked is None else self._unpacked
 
     def __len__(self) -> int:
-        return len(self.packed)
+        return len(self._packed if self._unpacked is None else self._unpacked)
 
     def __iter__(self) -> Iterator:
         return iter(self.unpacked())
 
     def __getitem__(self, index) -> 'PackedInstanceMasks':
-        if not self._has_bitmaps:
-            return self.pack(self.unpacked()[index])
-        crops, corners = self._crops()
-        chosen = np.atleast_1d(np.arange(len(self))[index])
-        crops, corners = ([part[i] for i in chosen] for part in (crops, corners))
-        return self._with_crops(crops, corners, self.height, self.width)
+        return self.pack(self.unpacked()[index])
 
     def __repr__(self) -> str:
-        kind = type(self.packed).__name__
-        return f'{type(self).__name__}({kind}, {len(self)}, {self.height} x {self.width})'
+        return f'{type(self).__name__}({len(self)}, {self.height} x {self.width})'
 
     def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> BaseInstanceMasks:
         """Pads the masks as mmdet does, which with zeros is another height and width alone."""
@@ -135,52 +133,6 @@ class PackedInstanceMasks(BaseInstanceMasks):
         """Resizes the masks as large as a scale allows, as mmdet does."""
         width, height = mmcv.rescale_size((self.width, self.height), scale)
         return self.resize((height, width), interpolation)
-
-    def resize(
-        self, out_shape: tuple[int, int], interpolation: str = 'nearest'
-    ) -> BaseInstanceMasks:
-        """Resizes the masks as mmdet does: of the boxes, it picks the rows and columns."""
-        if not (self._has_bitmaps and interpolation == 'nearest' and io.imread_backend == 'cv2'):
-            return self.unpacked().resize(out_shape, interpolation)
-        height, width = out_shape
-        rows, columns = _picked(self.height, height), _picked(self.width, width)
-        resized, corners = [], []
-        for crop, (left, top) in zip(*self._crops(), strict=True):
-            y = slice(*np.searchsorted(rows, (top, top + crop.shape[0])))
-            x = slice(*np.searchsorted(columns, (left, left + crop.shape[1])))
-            resized.append(crop[rows[y] - top][:, columns[x] - left])
-            corners.append((x.start, y.start))
-        return self._with_crops(resized, corners, height, width)
-
-    def flip(self, flip_direction: str = 'horizontal') -> BaseInstanceMasks:
-        """Flips the masks as mmdet does."""
-        if not self._has_bitmaps or flip_direction not in FLIPS:
-            return self.unpacked().flip(flip_direction)
-        sideways, upside_down = FLIPS[flip_direction]
-        flipped, corners = [], []
-        for crop, (left, top) in zip(*self._crops(), strict=True):
-            if sideways:
-                crop, left = crop[:, ::-1], self.width - left - crop.shape[1]
-            if upside_down:
-                crop, top = crop[::-1], self.height - top - crop.shape[0]
-            flipped.append(crop)
-            corners.append((left, top))
-        return self._with_crops(flipped, corners, self.height, self.width)
-
-    @property
-    def _has_bitmaps(self) -> bool:
-        return isinstance(self.packed, PackedBitmaps)
-
-    def _crops(self) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
-        """Returns the pixels of the boxes that hold the masks, and the corners of the boxes."""
-        crops = [crop.numpy() for crop in self.packed.crops()]
-        return crops, [(left, top) for left, top, *_ in self.packed.table.tolist()]
-
-    def _with_crops(
-        self, crops: list[np.ndarray], corners: list, height: int, width: int
-    ) -> 'PackedInstanceMasks':
-        tensors = [torch.from_numpy(crop.copy()) for crop in crops]
-        return type(self)(pack_crops(tensors, corners, (height, width)), height, width)
 
     def crop_and_resize(
         self, bboxes, out_shape, inds, device='cpu', interpolation='bilinear', binarize=True
@@ -201,46 +153,118 @@ class PackedInstanceMasks(BaseInstanceMasks):
         return BitmapMasks((targets.bool() if binarize else targets).cpu().numpy(), *out_shape)
 
     @property
-    def masks(self) -> np.ndarray | list:
-        return self.unpacked().masks
-
-    @property
     def areas(self) -> np.ndarray:
         return self.unpacked().areas
 
     @classmethod
-    def cat(cls, masks: Sequence['PackedInstanceMasks']) -> 'PackedInstanceMasks':
-        stock = [part.unpacked() for part in masks]
-        return cls.pack(type(stock[0]).cat(stock))
+    def cat(cls, masks: Sequence[BaseInstanceMasks]) -> 'PackedInstanceMasks':
+        """Joins masks of one image, packed or mmdet's.
 
+        Raises:
+            TypeError: if some are bitmaps and some polygons.
+            ValueError: for no masks.
+        """
+        if not masks:
+            raise ValueError('masks to join must be one or more, got none')
+        if not are_of_one_kind(masks):
+            names = ' and '.join(sorted({type(part).__name__ for part in masks}))
+            raise TypeError(f'masks to join must be all bitmaps or all polygons, got {names}')
+        packed = [cls.pack(part) for part in masks]
+        return cls.pack(packed[0].stock.cat([part.unpacked() for part in packed]))
+
+    resize = _as_unpacked('resize')
+    flip = _as_unpacked('flip')
     crop = _as_unpacked('crop')
     expand = _as_unpacked('expand')
     translate = _as_unpacked('translate')
     shear = _as_unpacked('shear')
     rotate = _as_unpacked('rotate')
     get_bboxes = _as_unpacked('get_bboxes')
-    to_bitmap = _as_unpacked('to_bitmap')
     to_ndarray = _as_unpacked('to_ndarray')
     to_tensor = _as_unpacked('to_tensor')
 
 
-def _picked(side: int, resized: int) -> np.ndarray:
-    """Returns which rows or columns of an image mmcv picks to resize it without interpolation."""
-    numbers = np.arange(side, dtype=np.float32)[None]
-    return mmcv.imresize(numbers, (resized, 1), interpolation='nearest')[0].astype(np.int64)
+class PackedBitmapMasks(PackedInstanceMasks, BitmapMasks):
+    """Packed bitmaps, in which what is not 0 becomes 1."""
+
+    stock = BitmapMasks
+
+    @staticmethod
+    def _pack(masks: BitmapMasks) -> PackedBitmaps:
+        return _pack_crops(*crops_of(masks.masks), (masks.height, masks.width))
+
+    def _unpack(self) -> BitmapMasks:
+        return BitmapMasks(self.padded().bitmaps().numpy(), self.height, self.width)
+
+    def __getitem__(self, index) -> 'PackedBitmapMasks':
+        crops, corners = self._crops()
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        crops, corners = ([part[i] for i in chosen] for part in (crops, corners))
+        return self._with_crops(crops, corners, self.height, self.width)
+
+    def resize(
+        self, out_shape: tuple[int, int], interpolation: str = 'nearest'
+    ) -> BaseInstanceMasks:
+        """Resizes the masks as mmdet does: of the boxes, it picks the rows and columns."""
+        if interpolation != 'nearest' or io.imread_backend != 'cv2':
+            return self.unpacked().resize(out_shape, interpolation)
+        size = self.height, self.width
+        return self._with_crops(*resized_crops(*self._crops(), size, out_shape), *out_shape)
+
+    def flip(self, flip_direction: str = 'horizontal') -> BaseInstanceMasks:
+        """Flips the masks as mmdet does."""
+        if flip_direction not in FLIPS:
+            return self.unpacked().flip(flip_direction)
+        size = self.height, self.width
+        return self._with_crops(*flipped_crops(*self._crops(), size, flip_direction), *size)
+
+    def _crops(self) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+        """Returns the pixels of the boxes that hold the masks, and the corners of the boxes."""
+        packed = self.packed
+        corners = [(left, top) for left, top, *_ in packed.table.tolist()]
+        return [crop.numpy() for crop in packed.crops()], corners
+
+    def _with_crops(
+        self, crops: list[np.ndarray], corners: list, height: int, width: int
+    ) -> 'PackedBitmapMasks':
+        return type(self)(_pack_crops(crops, corners, (height, width)), height, width)
 
 
-def _pack_bitmaps(bitmaps: np.ndarray) -> PackedBitmaps:
-    """Packs the masks of an image as `pack_bitmaps` does, with boxes that OpenCV finds faster."""
-    if bitmaps.dtype not in (np.uint8, bool):
-        bitmaps = bitmaps != 0
-    crops, corners = [], []
-    for mask in bitmaps.view(np.uint8):
-        left, top, width, height = cv2.boundingRect(mask)
-        crop = torch.from_numpy(mask[top : top + height, left : left + width])
-        crops.append(crop != 0)
-        corners.append((left, top))
-    return pack_crops(crops, corners, bitmaps.shape[1:])
+class PackedPolygonMasks(PackedInstanceMasks, PolygonMasks):
+    """Packed polygons, held in fp64, as COCO's are read.
+
+    mmdet rounds polygons of whole numbers whenever it scales them.
+    """
+
+    stock = PolygonMasks
+
+    @staticmethod
+    def _pack(masks: PolygonMasks) -> PackedMasks:
+        polygons = [
+            [torch.from_numpy(np.array(p, np.float64, order='C')) for p in mask]
+            for mask in masks.masks
+        ]
+        return pack_polygons(polygons, (masks.height, masks.width))
+
+    def _unpack(self) -> PolygonMasks:
+        packed = self._packed
+        vertices = packed.vertices.clone().flatten().numpy()  # which others may write to
+        spans = packed.polygon_table.tolist()
+        outlines = [vertices[2 * a : 2 * (a + n)] for a, n in spans]
+        masks = [outlines[first : first + n] for first, n, *_ in packed.table.tolist()]
+        return PolygonMasks(masks, self.height, self.width)
+
+    to_bitmap = _as_unpacked('to_bitmap')
+
+
+def _pack_crops(crops: list[np.ndarray], corners: list, size: tuple[int, int]) -> PackedBitmaps:
+    tensors = [torch.from_numpy(crop.copy()) for crop in crops]
+    return pack_crops(tensors, corners, size)
+
+
+def are_of_one_kind(masks: Sequence[BaseInstanceMasks]) -> bool:
+    """Tells whether all masks are bitmaps or all are polygons, packed or mmdet's."""
+    return any(all(isinstance(m, kind) for m in masks) for kind in (BitmapMasks, PolygonMasks))
 
 
 def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> PackedMasks:
@@ -272,28 +296,13 @@ def packed_masks(masks: Sequence[BaseInstanceMasks], device: torch.device) -> Pa
 def on_device(
     masks: Sequence[PackedInstanceMasks], device: torch.device
 ) -> list[PackedInstanceMasks]:
-    """Copies the packed masks of a batch to a device, where `packed_masks` finds the results'."""
+    """Copies the packed masks of a batch to a device, where `packed_masks` finds the results'.
+
+    Raises:
+        TypeError: if some are bitmaps and some polygons.
+    """
     batch = packed_masks(masks, device)
     return [
-        PackedInstanceMasks(part.packed, part.height, part.width, (batch, number))
+        type(part)(part.packed, part.height, part.width, (batch, number))
         for number, part in enumerate(masks)
     ]
-
-
-@TRANSFORMS.register_module()
-class PackMasks(BaseTransform):
-    """Packs the masks of a sample.
-
-    Behind LoadAnnotations, Resize and RandomFlip then work on less. Behind PackDetInputs it suits
-    every pipeline: other transforms may look for mmdet's own classes of masks.
-    """
-
-    def transform(self, results: dict) -> dict:
-        if 'gt_masks' in results:
-            results['gt_masks'] = PackedInstanceMasks.pack(results['gt_masks'])
-        sample = results.get('data_samples', {})
-        for name in ('gt_instances', 'ignored_instances'):
-            instances = sample.get(name)
-            if instances is not None and 'masks' in instances:
-                instances.masks = PackedInstanceMasks.pack(instances.masks)
-        return results

@@ -47,6 +47,8 @@ class BatchedSegDataPreProcessor(AsynchronousCopies, SegDataPreProcessor):
         images, samples = data['inputs'], data.get('data_samples')
         if samples is None:
             raise ValueError('training takes data_samples beside inputs, got none')
+        if self.seg_pad_val not in range(256):  # which bytes cannot hold
+            _widen_labels(samples)
         # mmseg pads the label maps. The images, without their channels here, are padded below.
         empty, samples = stack_batch(
             inputs=[image[:0] for image in images],

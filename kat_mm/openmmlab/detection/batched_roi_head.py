@@ -23,7 +23,7 @@ from torch.nn.modules.utils import _pair
 
 from ...detection import mask_targets
 from ...errors import ConfigError
-from ..batches.packed_masks import packed_masks
+from ..batches.packed_masks import are_of_one_kind, packed_masks
 from ..channels_last import channels_last, put_channels_last
 from .roi_extractor import is_poolable, pool_rois
 from .roi_losses import box_losses, box_targets, mask_loss, takes_mask_rows, takes_rows
@@ -134,7 +134,7 @@ class BatchedRoIHead(StandardRoIHead):
         if not is_whole:
             samples = samples.without_filling()
         takes_all = self.padded_masks and is_whole and self.with_mask
-        takes_all = takes_all and takes_mask_rows(self.mask_head)
+        takes_all = takes_all and takes_mask_rows(self.mask_head) and _are_packable(gt_instances)
         counts = _Counts(samples, images) if self.with_mask and not takes_all else None
         losses, features = self._box_losses(x, samples, is_whole)
         if takes_all:
@@ -175,9 +175,9 @@ class BatchedRoIHead(StandardRoIHead):
         prediction = results['mask_preds']
         if not len(rows):
             return {'loss_mask': prediction.sum()}
-        try:
+        if _are_packable(gt_instances):
             targets = self._mask_targets(positives, positives.gt_indices, gt_instances)
-        except TypeError:  # of another kind than bitmaps or polygons, or both in a batch
+        else:
             boxes, indices = (v.split(per_image) for v in (positives.boxes, positives.gt_indices))
             masks = [instances.masks for instances in gt_instances]
             targets = mask_target(boxes, indices, masks, self.train_cfg)
@@ -209,11 +209,7 @@ class BatchedRoIHead(StandardRoIHead):
         return torch.zeros_like(labels) if self.mask_head.class_agnostic else labels
 
     def _mask_targets(self, rows: RoISamples, indices: Tensor, gt_instances) -> Tensor:
-        """Returns what FCNMaskHead.get_targets does, [R, *mask_size] in fp32.
-
-        Raises:
-            TypeError: for masks that are neither bitmaps nor polygons, and for both in a batch.
-        """
+        """Returns what FCNMaskHead.get_targets does, [R, *mask_size] in fp32."""
         is_binary = not self.train_cfg.get('soft_mask_target', False)
         packed = packed_masks([instances.masks for instances in gt_instances], rows.boxes.device)
         size = _pair(self.train_cfg.mask_size)
@@ -276,6 +272,11 @@ class _Counts:
         if self.event is not None:
             self.event.synchronize()
         return self.counts.tolist()
+
+
+def _are_packable(gt_instances) -> bool:
+    """Tells whether the masks of a batch are all bitmaps or all polygons."""
+    return are_of_one_kind([instances.masks for instances in gt_instances])
 
 
 def _begins_with_convolution(head: nn.Module) -> bool:

@@ -8,11 +8,12 @@ import torch
 from equal_batches import assert_equal
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
-from mmdet.structures.mask import BitmapMasks
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
+from kat_mm.errors import ConfigError
 from kat_mm.openmmlab.batches.packed_masks import PackedInstanceMasks, packed_masks
 
 COLOURS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -142,6 +143,59 @@ def test_packed_masks_come_as_one_batch(device):
     assert packed_masks(masks[:2], batched.device).counts == (4, 4)
 
 
+def test_packed_bitmaps_and_polygons_in_a_batch(device):
+    sizes = SIZES['unlike']
+    arguments = dict(**COLOURS, pad_mask=True, pad_size_divisor=32)
+    stock, batched = (
+        build(name, 'mmdet', **arguments).to(device)
+        for name in ('DetDataPreprocessor', 'BatchedDetDataPreprocessor')
+    )
+    data, expected = detection_batch(sizes), detection_batch(sizes)
+    for batch in (data, expected):
+        polygons = PolygonMasks.random(4, *sizes[1], dtype=float, rng=0)
+        batch['data_samples'][1].gt_instances.masks = polygons
+    transform = TRANSFORMS.build(dict(type='PackMasks'))
+    for sample in data['data_samples']:
+        transform(dict(data_samples=sample))
+    found = batched(data, training=True)['data_samples']
+    for ours, sample in zip(found, stock(expected, training=True)['data_samples'], strict=True):
+        assert isinstance(ours.gt_instances.masks, PackedInstanceMasks)
+        assert isinstance(ours.gt_instances.masks, type(sample.gt_instances.masks))
+        ours, theirs = (part.gt_instances.masks.to_ndarray() for part in (ours, sample))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize('kind', ['Img', 'Det'])
+def test_three_means_need_three_channels(kind, sizes):
+    scope = 'mmengine' if kind == 'Img' else 'mmdet'
+    grey = [image[:1] for image in images(sizes)]
+    with pytest.raises(AssertionError, match='shape of'):
+        build(f'{kind}DataPreprocessor', scope, **COLOURS)(dict(inputs=grey))
+    batched = build(f'Batched{kind}DataPreprocessor', scope, **COLOURS)
+    with pytest.raises(ConfigError, match=r'3 values, images have 1 channel.* a mean of 1 value'):
+        batched(dict(inputs=grey))
+
+
+@pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(
+    ('channels', 'arguments'),
+    [
+        (1, dict(mean=[100.0], std=[50.0])),
+        (1, {}),
+        (4, dict(**COLOURS, bgr_to_rgb=True)),
+        (4, dict(bgr_to_rgb=True)),
+    ],
+)
+def test_images_of_other_channels(channels, arguments, sizes):
+    stock, batched = (
+        build(name, 'mmengine', **arguments)
+        for name in ('ImgDataPreprocessor', 'BatchedImgDataPreprocessor')
+    )
+    batch = [torch.cat([image, image])[:channels] for image in images(sizes)]
+    assert_equal(batched(dict(inputs=batch)), stock(dict(inputs=batch)))
+
+
 def segmentation_batch(sizes, dtype=torch.int64):
     generator = torch.Generator().manual_seed(2)
     samples = []
@@ -179,6 +233,28 @@ def test_segmentation(device, arguments, sizes, labels):
     assert_equal(batched(segmentation_batch(sizes, labels), training=True), expected)
     same = segmentation_batch(SIZES['alike'])
     assert_equal(batched(same), stock(segmentation_batch(SIZES['alike'])))
+
+
+@pytest.mark.parametrize('value', [-1, 0, 256, 1000, 255.0])
+@pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
+def test_any_padding_of_label_maps_of_bytes(device, sizes, value):
+    arguments = dict(size=(48, 48), seg_pad_val=value)
+    stock, batched = (
+        build(name, 'mmseg', **arguments).to(device)
+        for name in ('SegDataPreProcessor', 'BatchedSegDataPreProcessor')
+    )
+    expected = stock(segmentation_batch(sizes), training=True)
+    assert_equal(batched(segmentation_batch(sizes, torch.uint8), training=True), expected)
+
+
+@pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
+def test_mmseg_repeats_a_grey_image_for_three_means(sizes):
+    found = []
+    for name in ('SegDataPreProcessor', 'BatchedSegDataPreProcessor'):
+        batch = segmentation_batch(sizes)
+        batch['inputs'] = [image[:1] for image in batch['inputs']]
+        found.append(build(name, 'mmseg', **COLOURS, size=(48, 48))(batch, training=True))
+    assert_equal(found[1], found[0])
 
 
 def test_label_maps_of_bytes():

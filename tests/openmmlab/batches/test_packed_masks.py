@@ -9,15 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import Compose
+from mmdet.models.utils import mask2ndarray
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks, mask_target
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from kat_mm.detection import PackedBitmaps, PackedPolygons, pack_bitmaps
-from kat_mm.openmmlab.batches.packed_masks import PackedInstanceMasks, packed_masks
+from kat_mm.openmmlab.batches.packed_masks import PackedInstanceMasks, on_device, packed_masks
 
 HEIGHT, WIDTH = 24, 40
 
@@ -212,3 +214,132 @@ def test_pipelines_give_the_same_samples(place, tmp_path):
         assert isinstance(ours.get(name).masks, PackedInstanceMasks)
         assert_same(ours.get(name).masks, stock.get(name).masks)
         assert torch.equal(ours.get(name).bboxes.tensor, stock.get(name).bboxes.tensor)
+
+
+def test_writes_in_place_count(masks):
+    packed = PackedInstanceMasks.pack(masks)
+    copy = packed.pad((HEIGHT, WIDTH))
+    for each in (packed, masks):
+        part = each.masks[1]
+        (part if isinstance(part, np.ndarray) else part[0])[:6] = 1
+    assert_same(packed, masks)
+    for found in (packed.flip(), pickle.loads(pickle.dumps(packed)).flip()):
+        assert_same(found, masks.flip())
+    assert_same(packed[np.array([1])], masks[np.array([1])])
+    assert not np.array_equal(copy.to_ndarray(), masks.to_ndarray())
+    for each in (packed, masks):
+        each.masks[0] = each.masks[2]
+    assert_same(packed, masks)
+    packed.masks = masks.masks[:2]
+    assert_same(packed, masks[np.array([0, 1])])
+
+
+def test_writes_reach_the_copy_on_a_device(masks, device):
+    packed = PackedInstanceMasks.pack(masks)
+    (there,) = on_device([packed], torch.device(device))
+    there.masks[0] = there.masks[1]
+    batch = packed_masks([there], device)
+    expected = packed_masks([masks[np.array([1, 1, 2])]], 'cpu')
+    assert torch.equal(batch.buffer.cpu(), expected.buffer)
+
+
+def sample_of(masks, seed=0):
+    boxes = masks.get_bboxes('hbox')
+    return dict(
+        img=np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8),
+        img_shape=(HEIGHT, WIDTH),
+        gt_bboxes=boxes,
+        gt_bboxes_labels=np.arange(len(boxes)),
+        gt_ignore_flags=np.zeros(len(boxes), bool),
+        gt_masks=masks,
+    )
+
+
+def test_random_erasing_and_copy_paste_behind_packing():
+    erasing = dict(type='RandomErasing', n_patches=4, ratio=0.4, bbox_erased_thr=1.0)
+    pasting = dict(type='CopyPaste', mask_occluded_thr=3, selected=False)
+    found = []
+    for pack in (PackedInstanceMasks.pack, lambda masks: masks):
+        np.random.seed(0)  # noqa: NPY002 - of which mmdet draws
+        erased = TRANSFORMS.build(erasing)(sample_of(pack(bitmap_masks())))
+        other = bitmap_masks()[np.array([2, 0])].flip()
+        source = sample_of(pack(other), seed=1)
+        pasted = TRANSFORMS.build(pasting)({**erased, 'mix_results': [source]})
+        found.append((erased, pasted))
+    for ours, stock in zip(*found, strict=True):
+        assert len(stock['gt_bboxes']) > 1
+        assert_same(ours['gt_masks'], stock['gt_masks'])
+        assert torch.equal(ours['gt_bboxes'].tensor, stock['gt_bboxes'].tensor)
+        np.testing.assert_array_equal(ours['img'], stock['img'])
+    assert found[1][0]['gt_masks'].areas.sum() < bitmap_masks().areas.sum()
+
+
+def test_the_classes_that_mmdet_asks_for(masks):
+    packed = PackedInstanceMasks.pack(masks)
+    kind = type(masks)
+    for found in (packed, packed[:1], packed.pad((30, 50)), pickle.loads(pickle.dumps(packed))):
+        assert isinstance(found, kind)
+        assert isinstance(found, PackedInstanceMasks)
+    np.testing.assert_array_equal(mask2ndarray(packed), masks.to_ndarray())
+    # As some transforms of mmdet make masks anew.
+    assert_same(type(packed)(masks.masks, HEIGHT, WIDTH), masks)
+    assert isinstance(type(packed).random(2, 9, 9), PackedInstanceMasks)
+
+
+def test_the_visualizer_draws_packed_ground_truth(masks):
+    drawn = []
+    for each in (masks, PackedInstanceMasks.pack(masks)):
+        np.random.seed(0)  # noqa: NPY002 - of which mmdet draws
+        instances = InstanceData(
+            labels=torch.arange(3), masks=each, bboxes=masks.get_bboxes('hbox').tensor
+        )
+        visualizer = DetLocalVisualizer()
+        image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        sample = DetDataSample(gt_instances=instances)
+        visualizer.add_datasample('image', image, sample, draw_pred=False)
+        drawn.append(visualizer.get_image())
+    assert drawn[0].any()
+    np.testing.assert_array_equal(drawn[1], drawn[0])
+
+
+def test_joining_packed_and_mmdets_masks(masks):
+    packed = PackedInstanceMasks.pack(masks)
+    expected = type(masks).cat([masks, masks])
+    assert_same(type(packed).cat([packed, masks]), expected)
+    assert_same(PackedInstanceMasks.cat([masks, packed]), expected)
+    assert_same(type(masks).cat([masks, packed]), expected)
+    joined = InstanceData.cat([InstanceData(masks=packed), InstanceData(masks=masks)])
+    assert_same(joined.masks, expected)
+
+
+def test_joining_none_or_two_kinds():
+    both = [PackedInstanceMasks.pack(kind()) for kind in KINDS.values()]
+    with pytest.raises(TypeError, match='all bitmaps or all polygons, got PackedBitmapMasks and'):
+        PackedInstanceMasks.cat(both)
+    with pytest.raises(ValueError, match='none'):
+        PackedInstanceMasks.cat([])
+
+
+@pytest.mark.parametrize('size', [(HEIGHT, WIDTH), (1, 1), (1, 9)])
+@pytest.mark.parametrize('kind', KINDS.values())
+def test_negative_strides(kind, size):
+    masks = kind(3, size)
+    if isinstance(masks, BitmapMasks):
+        masks.masks[:2, :, :1] = 1
+    reversed_masks = masks[np.arange(len(masks))]
+    if isinstance(masks, BitmapMasks):
+        reversed_masks.masks = masks.masks[::-1, ::-1, ::-1]
+    else:
+        reversed_masks.masks = [[p[::-1] for p in mask] for mask in masks.masks]
+    assert_same(PackedInstanceMasks.pack(reversed_masks), reversed_masks)
+
+
+@pytest.mark.parametrize('kind', KINDS.values())
+def test_no_masks_of_an_image_of_no_pixels(kind):
+    none = kind(1)[np.array([], int)]
+    packed = PackedInstanceMasks.pack(none)
+    for scale in ((0, 0), 0.001):
+        assert_same(packed.rescale(scale), none.rescale(scale))
+    for size in ((0, 5), (5, 0), (0, 0)):
+        assert_same(packed.resize(size), none.resize(size))
+        assert_same(packed.resize(size).flip(), none.resize(size).flip())

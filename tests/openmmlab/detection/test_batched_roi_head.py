@@ -7,6 +7,7 @@ from mmengine.structures import InstanceData
 
 import kat_mm.openmmlab.detection.batched_roi_head  # noqa: F401
 from kat_mm.errors import ConfigError
+from kat_mm.openmmlab.batches.packed_masks import PackedInstanceMasks
 
 
 def losses_and_grads(head, x, proposals, samples):
@@ -19,12 +20,16 @@ def losses_and_grads(head, x, proposals, samples):
     return losses, [level.grad for level in x] + grads
 
 
-def compare(device, batch=None, polygons=False, mask_size=28, padded=False, **changes):
+def compare(
+    device, batch=None, polygons=False, mask_size=28, padded=False, change_masks=None, **changes
+):
     changes.setdefault('train_cfg', roi_heads.config().train_cfg | dict(mask_size=mask_size))
     stock = roi_heads.build(roi_heads.config(**changes), device)
     own = roi_heads.config('BatchedRoIHead', **changes, padded_masks=padded)
     ours = roi_heads.build(own, device)
     proposals, samples = roi_heads.batch(device=device, polygons=polygons, **(batch or {}))
+    if change_masks:
+        change_masks([sample.gt_instances for sample in samples])
     x = roi_heads.maps(device, len(samples))
     roi_heads.share_draws(stock, ours, proposals, samples)
     expected, expected_grads = losses_and_grads(stock, x, proposals, samples)
@@ -90,6 +95,28 @@ def test_few_or_no_objects_and_proposals(device, batch, add, padded):
     sampler = dict(type='RandomSampler', num=48, pos_fraction=0.25, add_gt_as_proposals=add)
     train_cfg = roi_heads.config().train_cfg | dict(sampler=sampler)
     compare(device, batch, train_cfg=train_cfg, padded=padded)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('padded', [False, True])
+def test_bitmaps_and_polygons_in_a_batch(device, padded, packed):
+    def change_masks(instances):
+        instances[1].masks = roi_heads.random_masks(instances[1].bboxes.cpu(), polygons=True)
+        for part in instances if packed else ():
+            part.masks = PackedInstanceMasks.pack(part.masks)
+
+    losses = compare(device, padded=padded, change_masks=change_masks)
+    assert losses['loss_mask'].item() > 0
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_errors_of_mask_targets_are_not_caught(padded, monkeypatch):
+    def fail(*args):
+        raise TypeError('a bug')
+
+    monkeypatch.setattr('kat_mm.openmmlab.detection.batched_roi_head.mask_targets', fail)
+    with pytest.raises(TypeError, match='a bug'):
+        compare('cpu', padded=padded)
 
 
 @pytest.mark.parametrize('padded', [False, True])
