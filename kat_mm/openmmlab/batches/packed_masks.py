@@ -100,7 +100,7 @@ class PackedInstanceMasks(BaseInstanceMasks):
         if isinstance(packed, PackedBitmaps):
             return BitmapMasks(self.padded().bitmaps().numpy(), *size)
         spans = packed.polygon_table.tolist()
-        outlines = [packed.vertices[a : a + n].flatten().numpy() for a, n in spans]
+        outlines = [packed.vertices[a : a + n].flatten().numpy().copy() for a, n in spans]
         masks = [outlines[first : first + n] for first, n, *_ in packed.table.tolist()]
         return PolygonMasks(masks, *size)
 
