@@ -58,7 +58,7 @@ class BatchedRoIHead(StandardRoIHead):
     extractors with batch normalization, are computed by mmdet of the samples without padding, for
     which the host waits once more, and as often as mmdet does. RoI extractors that pool otherwise
     than RoIAlign's mean, and predictions with other than plain NMS by class or without test_cfg,
-    are mmdet's.
+    are mmdet's, with its waits.
 
     Raises:
         ConfigError: for a shared head, another assigner or sampler, and heads with targets of their
@@ -107,7 +107,7 @@ class BatchedRoIHead(StandardRoIHead):
         maps = x[: extractor.num_inputs]
         if not is_poolable(extractor):
             # Other kernels take neither rows that fill up nor, all of them, maps of any layout. A
-            # box of a pixel has a sample in every bin: of an empty one the maximum is not finite.
+            # box of a pixel has a sample in every bin: an empty one has no maximum.
             box = constant([0, 0, 0, 1, 1], rois)
             rois = torch.where(rois[:, :1] < 0, box, rois)
             return extractor(tuple(level.contiguous() for level in maps), rois)
