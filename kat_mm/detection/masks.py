@@ -21,6 +21,9 @@ Masks = TypeVar('Masks', bound='PackedMasks')
 class PackedMasks:
     """The masks of the instances of some images, in one tensor.
 
+    They never change, so that a deep copy, as a detector makes of its samples in each step, is the
+    masks themselves.
+
     Attributes:
         buffer: int64 [n]; first the first instance of each image, then the rows of `table`, then
             what the masks are made of.
@@ -35,6 +38,9 @@ class PackedMasks:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def __deepcopy__(self: Masks, memo: dict) -> Masks:
+        return self
 
     @property
     def device(self) -> torch.device:

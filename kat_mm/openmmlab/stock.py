@@ -12,6 +12,7 @@ OTHERS = {
     'compact_collate': 'pseudo_collate',
 }
 ADDED = {'PackMasks'}  # transforms without a counterpart
+ARGUMENTS = {'BatchedRoIHead': ('padded_masks',)}  # that what a part stands for does not take
 
 
 def use_stock_parts(config: Config) -> None:
@@ -22,6 +23,8 @@ def use_stock_parts(config: Config) -> None:
     _drop_added(config._cfg_dict)
     for node in nested(config._cfg_dict, 'type'):
         name = type_name(node)
+        for argument in ARGUMENTS.get(name, ()):
+            node.pop(argument, None)
         if name in OTHERS:
             node.type = OTHERS[name]
             continue

@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 // `grad` with the channels of a bin adjacent in memory.
 template <typename S>
 Tensor turn(const Tensor& grad, cudaStream_t stream) {
-  if (channels_are_last(grad)) return grad;
+  if (grad.numel() == 0 || channels_are_last(grad)) return grad;  // a grid has no 0 blocks
   const int64_t count = grad.size(0), channels = grad.size(1), bins = grad.size(2) * grad.size(3);
   const Tensor dense = make_contiguous(grad);
   Tensor turned =

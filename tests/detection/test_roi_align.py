@@ -175,6 +175,10 @@ def test_no_rois(device):
     assert features.shape == (0, 24, 7, 7)
     features.sum().backward()
     assert not any(x.grad.any() for x in maps)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        features = multilevel_roi_align(maps, torch.zeros(0, 5, device=device), None, 7, SCALES)
+        grad = torch.zeros(0, 24, 7, 7, device=device).contiguous(memory_format=layout)
+        assert not any(x.any() for x in torch.autograd.grad(features, maps, grad))
 
 
 def test_opcheck(device):

@@ -43,6 +43,14 @@ def test_stock_parts_exist_and_build(name):
     assert not {head for head in heads if head.startswith(('Batched', 'Fused'))}
 
 
+def test_arguments_of_ours_alone_are_dropped():
+    config = small_detector()
+    config.model.roi_head.padded_masks = True
+    use_stock_parts(config)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert type(MODELS.build(config.model).roi_head).__name__ == 'StandardRoIHead'
+
+
 def small_detector():
     config = Config.fromfile(CONFIGS / 'kat_maskrcnn_digits.py')
     pipeline = config.train_dataloader.dataset.pipeline

@@ -7,6 +7,9 @@ import torch
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from torch import Tensor
 
+from ...detection.constants import may_keep
+
+Sizes = tuple[tuple[int, int], ...]  # rows and columns of each level
 KEPT = 8  # sizes whose anchors are kept
 
 
@@ -40,21 +43,28 @@ class AnchorGrid:
 
     def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Grid:
         """Returns the anchors of maps of the given sizes, (rows, columns) of each level."""
-        key = (*(tuple(size) for size in sizes), device)
+        sizes = tuple(tuple(size) for size in sizes)
+        key = sizes, device
+        if not may_keep():
+            with torch.no_grad():
+                return self._make(sizes, self._make_largest(sizes, None, device))
         if key not in self.grids:
             if len(self.grids) >= KEPT:
                 del self.grids[next(iter(self.grids))]
             with torch.inference_mode(False), torch.no_grad():
-                self.grids[key] = self._make(key[:-1], device)
+                self.grids[key] = self._make(sizes, self._largest(sizes, device))
         return self.grids[key]
 
-    def _make(self, sizes: tuple[tuple[int, int], ...], device: torch.device) -> Grid:
+    def _largest(self, sizes: Sizes, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         maps = self.largest.get(device)
         if maps is None or any(
             h > len(anchors) or w > anchors.shape[1]
             for (h, w), (anchors, _) in zip(sizes, maps, strict=True)
         ):
             maps = self.largest[device] = self._make_largest(sizes, maps, device)
+        return maps
+
+    def _make(self, sizes: Sizes, maps: list[tuple[Tensor, Tensor]]) -> Grid:
         parts, corners = [], []
         for (h, w), (anchors, corner) in zip(sizes, maps, strict=True):
             parts.append(anchors[:h, :w].reshape(-1, 4))

@@ -11,9 +11,7 @@ import torch
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.task_modules.assigners import BboxOverlaps2D, MaxIoUAssigner
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
-from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.structures.bbox import bbox2roi
 from mmdet.structures.mask import mask_target
@@ -22,11 +20,20 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from ...detection import mask_targets
+from ...detection.constants import constant
 from ...errors import ConfigError
 from ..batches.packed_masks import are_of_one_kind, packed_masks
 from ..channels_last import channels_last, put_channels_last
+from .choice_checks import unsupported_choice
 from .roi_extractor import is_poolable, pool_rois
-from .roi_losses import box_losses, box_targets, mask_loss, takes_mask_rows, takes_rows
+from .roi_losses import (
+    box_losses,
+    box_targets,
+    has_batch_norm,
+    mask_loss,
+    takes_mask_rows,
+    takes_rows,
+)
 from .roi_predictions import paste_predictions, predict_boxes, takes_masks, takes_predictions
 from .roi_samples import RoISamples, draw_samples, padded_proposals
 
@@ -47,10 +54,11 @@ class BatchedRoIHead(StandardRoIHead):
 
     It takes a box head whose targets are BBoxHead's, with DeltaXYWHBBoxCoder; an FCNMaskHead, or
     none; a MaxIoUAssigner without ignored boxes and a RandomSampler. Losses other than a softmax
-    cross entropy and L1 or smooth L1 of deltas (IoU losses, decoded boxes), and box heads with
-    batch normalization, are computed by mmdet of the samples without padding, for which the host
-    waits once more. RoI extractors that pool otherwise than RoIAlign's mean, and predictions with
-    other than plain NMS by class or without test_cfg, are mmdet's.
+    cross entropy and L1 or smooth L1 of deltas (IoU losses, decoded boxes), and box heads or RoI
+    extractors with batch normalization, are computed by mmdet of the samples without padding, for
+    which the host waits once more, and as often as mmdet does. RoI extractors that pool otherwise
+    than RoIAlign's mean, and predictions with other than plain NMS by class or without test_cfg,
+    are mmdet's, with its waits.
 
     Raises:
         ConfigError: for a shared head, another assigner or sampler, and heads with targets of their
@@ -86,18 +94,10 @@ class BatchedRoIHead(StandardRoIHead):
 
     def _unsupported_training(self) -> str | None:
         assigner, sampler = self.bbox_assigner, self.bbox_sampler
-        if type(assigner) is not MaxIoUAssigner:
-            return f'train_cfg.assigner must be MaxIoUAssigner, got {type(assigner)}'
-        if type(assigner.iou_calculator) is not BboxOverlaps2D:
-            return f'iou_calculator must be BboxOverlaps2D, got {type(assigner.iou_calculator)}'
-        for name, is_set in (
-            ('ignore_iof_thr', assigner.ignore_iof_thr > 0),
-            ('perm_repeat_gt_cfg', assigner.perm_repeat_gt_cfg is not None),
-        ):
-            if is_set:
-                return f'train_cfg.assigner takes no {name}'
-        if type(sampler) is not RandomSampler:
-            return f'train_cfg.sampler must be RandomSampler, got {type(sampler)}'
+        if reason := unsupported_choice(assigner, sampler):
+            return reason
+        if assigner.ignore_iof_thr > 0:
+            return 'train_cfg.assigner takes no ignore_iof_thr'
         return None
 
     # --- features --------------------------------------------------------------------------------
@@ -106,7 +106,11 @@ class BatchedRoIHead(StandardRoIHead):
         """Pools RoIs, in the layout that a GPU's kernels for the first layer of `head` take."""
         maps = x[: extractor.num_inputs]
         if not is_poolable(extractor):
-            return extractor(maps, rois)
+            # Other kernels take neither rows that fill up nor, all of them, maps of any layout. A
+            # box of a pixel has a sample in every bin: an empty one has no maximum.
+            box = constant([0, 0, 0, 1, 1], rois)
+            rois = torch.where(rois[:, :1] < 0, box, rois)
+            return extractor(tuple(level.contiguous() for level in maps), rois)
         is_last = rois.is_cuda and _begins_with_convolution(head)
         return pool_rois(extractor, maps, rois, channels_last=is_last)
 
@@ -130,11 +134,15 @@ class BatchedRoIHead(StandardRoIHead):
             x = channels_last(x)
         samples = self._draw(rpn_results_list, gt_instances, x[0].device)
         images = len(batch_data_samples)
-        is_whole = takes_rows(self.bbox_head)  # with rows that fill up
+        # With rows that fill up, which would count in the statistics of a normalized batch.
+        is_whole = takes_rows(self.bbox_head) and not has_batch_norm(self.bbox_roi_extractor)
         if not is_whole:
             samples = samples.without_filling()
         takes_all = self.padded_masks and is_whole and self.with_mask
-        takes_all = takes_all and takes_mask_rows(self.mask_head) and _are_packable(gt_instances)
+        if takes_all:
+            extractor = self.mask_roi_extractor
+            takes_all = takes_mask_rows(self.mask_head) and not has_batch_norm(extractor)
+            takes_all = takes_all and _are_packable(gt_instances)
         counts = _Counts(samples, images) if self.with_mask and not takes_all else None
         losses, features = self._box_losses(x, samples, is_whole)
         if takes_all:

@@ -1,8 +1,8 @@
 """mmdet's region proposal network with all images and levels at once, by one word of a config.
 
 `rpn_head=dict(type='BatchedRPNHead', ...)` is RPNHead in its arguments, weights and results. Its
-targets, samples, losses and proposals are computed for the whole batch, and in training the host
-never waits for the GPU.
+targets, samples, losses and proposals are computed for the whole batch, and in training with the
+usual losses the host never waits for the GPU.
 """
 
 import torch
@@ -31,6 +31,10 @@ class BatchedRPNHead(RPNHead):
     the device of the maps. A loss is one number, not one for each level, which mmdet would add.
     Under autocast, losses and proposals are computed in fp32 from the outputs of the layers, where
     RPNHead computes scores, anchors and boxes in half precision.
+
+    In training the host waits for the GPU once with `allowed_border` of 0 or above, where an image
+    may have no anchor; and as often as mmdet's losses do where they are not a CrossEntropyLoss
+    without `ignore_index` and an L1Loss or SmoothL1Loss.
 
     Proposals are a list for mmdet's RoI heads, which the host waits for once, and tensors for heads
     that read those; see `Proposals`. With another box coder than DeltaXYWHBBoxCoder, another

@@ -1,12 +1,11 @@
 """Which settings of mmdet's RPNHead BatchedRPNHead takes."""
 
 from mmdet.models import losses
-from mmdet.models.task_modules.assigners import BboxOverlaps2D, MaxIoUAssigner
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
-from mmdet.models.task_modules.samplers import RandomSampler
 
 from ...errors import ConfigError
+from .choice_checks import unsupported_choice
 
 # Those that add up over anchors, so that anchors of no weight can be left out.
 CLASSIFICATION = ('CrossEntropyLoss', 'FocalLoss')
@@ -35,19 +34,10 @@ def check_head(head) -> None:
     if not head.train_cfg:
         return
     assigner, sampler = head.assigner, head.sampler
-    name = 'train_cfg.assigner'
-    check(type(assigner) is MaxIoUAssigner, name, 'a MaxIoUAssigner', type(assigner).__name__)
-    calculator = assigner.iou_calculator
-    is_plain = type(calculator) is BboxOverlaps2D and calculator.dtype is None
-    check(is_plain, f'{name}.iou_calculator', 'BboxOverlaps2D without a dtype', calculator)
-    repeated = assigner.perm_repeat_gt_cfg
-    check(repeated is None, f'{name}.perm_repeat_gt_cfg', 'None', repeated)
-    low = assigner.neg_iou_thr
-    check(isinstance(low, (float, tuple)), f'{name}.neg_iou_thr', 'a float or a tuple', repr(low))
-    name = 'train_cfg.sampler'
-    check(type(sampler) is RandomSampler, name, 'a RandomSampler', type(sampler).__name__)
+    if reason := unsupported_choice(assigner, sampler):
+        raise ConfigError(f'{type(head).__name__}: {reason}; or use RPNHead')
     adds = sampler.add_gt_as_proposals
-    check(not adds, f'{name}.add_gt_as_proposals', 'False', adds)
+    check(not adds, 'train_cfg.sampler.add_gt_as_proposals', 'False', adds)
 
 
 def takes_cfg(cfg, coder) -> bool:

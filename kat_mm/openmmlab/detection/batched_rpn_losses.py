@@ -6,6 +6,7 @@ from mmdet.models.losses import CrossEntropyLoss, L1Loss, SmoothL1Loss, l1_loss,
 from torch import Tensor, nn
 
 from ...detection.constants import constant
+from .cross_entropy import softmax_cross_entropy
 
 EPS = torch.finfo(torch.float32).eps  # what mmdet adds to what it divides by
 
@@ -17,7 +18,9 @@ def classification_loss(
 
     The cross entropy of one class is computed here: mmdet looks for the labels that it has.
     """
-    if type(loss) is not CrossEntropyLoss or not loss.use_sigmoid or loss.ignore_index is not None:
+    if type(loss) is CrossEntropyLoss and not (loss.use_sigmoid or loss.use_mask):
+        return softmax_cross_entropy(loss, scores, labels, weight, avg_factor)
+    if type(loss) is not CrossEntropyLoss or loss.use_mask or loss.ignore_index is not None:
         return loss(scores, labels, weight, avg_factor=avg_factor)
     positive = loss.class_weight and constant(loss.class_weight, scores)
     target = (labels == 0).to(scores.dtype)

@@ -20,15 +20,21 @@ class RunLengthCocoMetric(CocoMetric):
     """
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        for sample in data_samples:
-            detections = sample['pred_instances']
-            masks = detections.get('masks')
-            if isinstance(masks, Tensor) and masks.is_cuda:
-                sample['pred_instances'] = {
-                    **detections,
-                    'masks': encode_masks(masks),
-                }
-        super().process(data_batch, data_samples)
+        # In samples of its own: those that are given are for other metrics too.
+        super().process(data_batch, [_with_encoded_masks(sample) for sample in data_samples])
+
+
+def _with_encoded_masks(sample: dict) -> dict:
+    detections = sample['pred_instances']
+    masks = detections.get('masks')
+    if not is_encoded_here(masks):
+        return sample
+    return {**sample, 'pred_instances': {**detections, 'masks': encode_masks(masks)}}
+
+
+def is_encoded_here(masks) -> bool:
+    """Returns whether masks are faster encoded where they are than by mmdet on the host."""
+    return isinstance(masks, Tensor) and masks.is_cuda
 
 
 def encode_masks(masks: Tensor) -> list[dict]:

@@ -13,6 +13,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor, nn
 
 from ...detection import box_deltas
+from .cross_entropy import softmax_cross_entropy
 from .roi_samples import RoISamples
 
 
@@ -32,7 +33,7 @@ def takes_rows(head: BBoxHead) -> bool:
         and not head.reg_decoded_bbox
         and head.with_cls
         and head.with_reg
-        and not _has_batch_norm(head)
+        and not has_batch_norm(head)
     )
 
 
@@ -40,11 +41,12 @@ def takes_mask_rows(head: FCNMaskHead) -> bool:
     """Returns whether `mask_loss` computes the loss of a head."""
     loss = head.loss_mask
     is_known = type(loss) is CrossEntropyLoss and loss.use_mask and loss.class_weight is None
-    return is_known and loss.ignore_index is None and not _has_batch_norm(head)
+    return is_known and loss.ignore_index is None and not has_batch_norm(head)
 
 
-def _has_batch_norm(head: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in head.modules())
+def has_batch_norm(part: nn.Module) -> bool:
+    """Returns whether a row's result depends on what other rows there are."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in part.modules())
 
 
 def box_targets(head: BBoxHead, samples: RoISamples, pos_weight: float) -> tuple[Tensor, ...]:
@@ -76,7 +78,9 @@ def box_losses(
     labels, label_weights, box_target, box_weights = targets
     count = samples.is_sampled.sum().clamp(min=1)
     counted = (label_weights > 0).sum().clamp(min=1)
-    losses = {'loss_cls': head.loss_cls(cls_score, labels, label_weights, avg_factor=counted)}
+    losses = {
+        'loss_cls': softmax_cross_entropy(head.loss_cls, cls_score, labels, label_weights, counted)
+    }
     is_correct = (cls_score.detach().argmax(1) == labels) & samples.is_sampled
     losses['acc'] = (is_correct.sum() * (100.0 / count))[None]
     if head.reg_class_agnostic:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...detection import assign, sample
 from .ground_truth import padded_ground_truth, to_device
+from .proposals import Proposals
 
 
 @dataclass
@@ -64,7 +65,7 @@ class RoISamples:
 
 def padded_proposals(proposals: Sequence, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns boxes [B, K, 4] in fp32 and counts [B] of mmdet's proposals, or of padded ones."""
-    if hasattr(proposals, 'counts'):
+    if isinstance(proposals, Proposals) and proposals.are_tensors:
         return proposals.boxes, proposals.counts
     boxes = [getattr(p.bboxes, 'tensor', p.bboxes).detach().float() for p in proposals]
     counts = to_device([len(b) for b in boxes], device, torch.int64)
@@ -85,10 +86,12 @@ def draw_samples(
         proposals: mmdet's InstanceData of each image, or padded ones.
         gt_instances: mmdet's InstanceData of each image, with `bboxes` and `labels`.
         keys: [B, G + K] in [0, 1) of padded ground truth and proposals, or [B, K] where the sampler
-            adds no ground truth: the smallest are drawn. Random by default.
+            adds no ground truth, with K at least 1: the smallest are drawn. Random by default.
     """
     gt_boxes, gt_labels, gt_counts = padded_ground_truth(gt_instances, device)
     boxes, counts = padded_proposals(proposals, device)
+    if not boxes.shape[1]:  # a column to draw from, in which no box is valid
+        boxes = boxes.new_zeros(len(boxes), 1, 4)
     valid = torch.arange(boxes.shape[1], device=device) < counts[:, None]
     assigned, _ = assign(
         boxes,

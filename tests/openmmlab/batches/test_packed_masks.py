@@ -1,5 +1,6 @@
 """Packed instance masks, against mmdet's masks."""
 
+import copy
 import pickle
 
 import mmcv
@@ -94,6 +95,24 @@ def test_joining_and_pickling(kind, count):
     copy = pickle.loads(pickle.dumps(packed))
     assert_same(copy, masks)
     assert_same(PackedInstanceMasks.cat([packed, copy]), type(masks).cat([masks, masks]))
+
+
+def test_copies_of_a_sample_share_what_is_packed(masks):
+    expected = masks.to_ndarray()
+    packed = PackedInstanceMasks.pack(masks)
+    part = on_device([packed, packed], 'cpu')[1]
+    sample = DetDataSample()
+    sample.gt_instances = InstanceData(masks=part, labels=torch.arange(3))
+    copied = copy.deepcopy(sample).gt_instances.masks
+    assert copied is not part
+    assert copied.packed is part.packed
+    assert copied.batch[0] is part.batch[0]
+    assert copied.batch[1] == 1
+    for mask in copied.masks:
+        for array in mask if isinstance(mask, list) else [mask]:
+            array[...] = 0
+    copied.height *= 2
+    np.testing.assert_array_equal(part.to_ndarray(), expected)
 
 
 def test_instance_data_takes_them(masks):

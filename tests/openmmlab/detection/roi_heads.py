@@ -152,7 +152,7 @@ def copied(proposals):
 def share_draws(stock, ours, proposals, samples):
     """Has both heads draw by the same keys."""
     counts = [(len(s.gt_instances.bboxes), len(p)) for s, p in zip(samples, proposals, strict=True)]
-    padded = max(max(g for g, _ in counts), 1), max(k for _, k in counts)
+    padded = max(max(g for g, _ in counts), 1), max(1, *(k for _, k in counts))
     keys = torch.rand(len(counts), sum(padded))
     own = [
         torch.cat([row[:g], row[padded[0] :][:k]]) for row, (g, k) in zip(keys, counts, strict=True)

@@ -8,6 +8,7 @@ from mmengine.structures import InstanceData
 import kat_mm.openmmlab.detection.batched_roi_head  # noqa: F401
 from kat_mm.errors import ConfigError
 from kat_mm.openmmlab.batches.packed_masks import PackedInstanceMasks
+from kat_mm.openmmlab.detection.proposals import Proposals
 
 
 def losses_and_grads(head, x, proposals, samples):
@@ -52,6 +53,15 @@ def compare(
         dict(mask=False),
         dict(box=dict(reg_class_agnostic=True), mask=dict(class_agnostic=True)),
         dict(box=dict(loss_bbox=dict(type='SmoothL1Loss', beta=0.5))),
+        dict(
+            box=dict(
+                loss_cls=dict(
+                    type='CrossEntropyLoss',
+                    class_weight=[1.0, 2.0, 0.5, 1.0, 3.0, 0.25],
+                    loss_weight=2.0,
+                )
+            )
+        ),
         dict(box=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=8)),
         dict(mask_roi_extractor=None, mask=dict(num_convs=1), mask_size=14),
     ],
@@ -126,6 +136,53 @@ def test_no_positive_samples(device, padded):
     compare(device, train_cfg=train_cfg, padded=padded)
 
 
+OTHER_EXTRACTORS = {
+    'maximum': dict(roi_layer=dict(pool_mode='max')),
+    'all levels': dict(type='GenericRoIExtractor'),
+    'all levels, normalized': dict(
+        type='GenericRoIExtractor',
+        post_cfg=dict(
+            type='ConvModule',
+            in_channels=roi_heads.CHANNELS,
+            out_channels=roi_heads.CHANNELS,
+            kernel_size=1,
+            norm_cfg=dict(type='BN'),
+            inplace=False,
+        ),
+    ),
+}
+
+
+def with_extractors(cfg, change):
+    """Returns the changed extractors of a config."""
+    for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        layer = {**cfg[name].roi_layer, **change.get('roi_layer', {})}
+        cfg[name] = {**cfg[name], **change, 'roi_layer': layer}
+    return {name: cfg[name] for name in ('bbox_roi_extractor', 'mask_roi_extractor')}
+
+
+@pytest.mark.parametrize('extractor', OTHER_EXTRACTORS)
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('batch', [{}, dict(gts=(1, 1), proposals=(0, 20))], ids=str)
+def test_extractors_of_mmdet_and_rows_that_fill_up(device, extractor, padded, batch):
+    extractors = with_extractors(roi_heads.config(), OTHER_EXTRACTORS[extractor])
+    sampler = dict(type='RandomSampler', num=80, pos_fraction=0.25)
+    train_cfg = roi_heads.config().train_cfg | dict(sampler=sampler)
+    compare(device, batch, train_cfg=train_cfg, padded=padded, **extractors)
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_no_proposals_and_no_ground_truth_among_them(device, padded):
+    sampler = dict(type='RandomSampler', num=8, pos_fraction=0.25, add_gt_as_proposals=False)
+    train_cfg = roi_heads.config().train_cfg | dict(sampler=sampler)
+    cfg = roi_heads.config('BatchedRoIHead', train_cfg=train_cfg, padded_masks=padded)
+    head = roi_heads.build(cfg, device)
+    proposals, samples = roi_heads.batch(gts=(2, 1), proposals=(0, 0), device=device)
+    losses, grads = losses_and_grads(head, roi_heads.maps(device, 2), proposals, samples)
+    assert not any(value.any() for name, value in losses.items() if 'loss' in name)
+    assert not any(grad.any() for grad in grads)
+
+
 def test_weights_of_positives_and_bounds_of_negatives(device):
     sampler = dict(type='RandomSampler', num=48, pos_fraction=0.25, neg_pos_ub=2)
     compare(device, train_cfg=roi_heads.config().train_cfg | dict(sampler=sampler, pos_weight=2.5))
@@ -138,12 +195,26 @@ def test_padded_proposals_are_taken(device):
     roi_heads.share_draws(ours, ours, proposals, samples)
     padded = torch.nn.utils.rnn.pad_sequence([p.bboxes for p in proposals], True)
 
-    class Padded(list):
-        boxes = padded
-        counts = torch.tensor([len(p) for p in proposals], device=device)
-
+    counts = torch.tensor([len(p) for p in proposals], device=device)
     expected = ours.loss(x, proposals, samples)
-    losses = ours.loss(x, Padded(), samples)
+    tensors = Proposals(padded, torch.zeros_like(padded[..., 0]), counts)
+    losses = ours.loss(x, tensors, samples)
+    assert tensors.are_tensors
+    assert all(torch.equal(losses[name], value) for name, value in expected.items())
+
+
+def test_proposals_that_were_changed_are_taken(device):
+    ours = roi_heads.build(roi_heads.config('BatchedRoIHead'), device)
+    proposals, samples = roi_heads.batch(device=device)
+    x = roi_heads.maps(device)
+    roi_heads.share_draws(ours, ours, proposals, samples)
+    counts = torch.tensor([len(p) for p in proposals], device=device)
+    boxes = torch.rand(3, 80, 4, device=device)
+    changed = Proposals(boxes, boxes[..., 0], counts)
+    for i, instances in enumerate(proposals):
+        changed[i] = instances
+    expected = ours.loss(x, proposals, samples)
+    losses = ours.loss(x, changed, samples)
     assert all(torch.equal(losses[name], value) for name, value in expected.items())
 
 
@@ -153,17 +224,33 @@ def test_padded_proposals_are_taken(device):
         (dict(shared_head=dict(type='ResLayer', depth=50)), 'it takes no shared_head'),
         (
             dict(train_cfg=dict(sampler=dict(type='OHEMSampler', num=8, pos_fraction=0.5))),
-            'train_cfg.sampler must be RandomSampler',
+            'train_cfg.sampler must be a RandomSampler',
         ),
         (
             dict(
                 train_cfg=dict(assigner=dict(type='GridAssigner', pos_iou_thr=0.5, neg_iou_thr=0.3))
             ),
-            'train_cfg.assigner must be MaxIoUAssigner',
+            'train_cfg.assigner must be a MaxIoUAssigner',
         ),
         (
             dict(train_cfg=dict(assigner=dict(ignore_iof_thr=0.5))),
             'train_cfg.assigner takes no ignore_iof_thr',
+        ),
+        (
+            dict(train_cfg=dict(assigner=dict(neg_iou_thr=0))),
+            'train_cfg.assigner.neg_iou_thr must be a float or a tuple, got 0',
+        ),
+        (
+            dict(train_cfg=dict(assigner=dict(neg_iou_thr=[0.1, 0.5]))),
+            'train_cfg.assigner.neg_iou_thr must be a float or a tuple',
+        ),
+        (
+            dict(
+                train_cfg=dict(
+                    assigner=dict(iou_calculator=dict(type='BboxOverlaps2D', dtype='fp16'))
+                )
+            ),
+            'train_cfg.assigner.iou_calculator must be BboxOverlaps2D without a dtype',
         ),
         (
             dict(box=dict(type='DIIHead', _delete=True)),
@@ -228,6 +315,21 @@ def test_detections_are_those_of_the_stock_head(device, rescale, mask, box, test
     same_detections(found, expected)
 
 
+@pytest.mark.parametrize('extractor', OTHER_EXTRACTORS)
+@torch.no_grad()
+def test_detections_of_padded_images_by_extractors_of_mmdet(device, extractor):
+    heads = []
+    for kind in ('StandardRoIHead', 'BatchedRoIHead'):
+        extractors = with_extractors(roi_heads.config(), OTHER_EXTRACTORS[extractor])
+        cfg = roi_heads.config(kind, **extractors)
+        heads.append(roi_heads.build(cfg, device, trained=True).eval())
+    proposals, samples = roi_heads.batch(device=device, proposals=(60, 1, 80))
+    x = roi_heads.maps(device)
+    expected, found = (head.predict(x, roi_heads.copied(proposals), samples) for head in heads)
+    assert sum(len(image) for image in expected) > 5
+    same_detections(found, expected)
+
+
 @torch.no_grad()
 def test_no_proposals_no_detections(device):
     heads = [
@@ -243,10 +345,12 @@ def test_no_proposals_no_detections(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('padded', [False, True])
-def test_the_host_waits_at_most_once(padded):
+@pytest.mark.parametrize('class_weight', [None, [1.0, 2.0, 0.5, 1.0, 3.0, 0.25]])
+def test_the_host_waits_at_most_once(padded, class_weight):
     if not torch.cuda.is_available():
         pytest.skip('needs a CUDA device')
-    head = roi_heads.build(roi_heads.config('BatchedRoIHead', padded_masks=padded), 'cuda')
+    box = dict(loss_cls=dict(type='CrossEntropyLoss', class_weight=class_weight))
+    head = roi_heads.build(roi_heads.config('BatchedRoIHead', box, padded_masks=padded), 'cuda')
     proposals, samples = roi_heads.batch(device='cuda')
     x = [level.requires_grad_() for level in roi_heads.maps('cuda')]
     head.loss(x, proposals, samples)  # fills the pool of pinned memory

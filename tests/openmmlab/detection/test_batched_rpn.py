@@ -4,6 +4,7 @@ import mmdet.models  # noqa: F401, which the heads follow
 import pytest
 import torch
 from rpn_heads import batch, build, config, heads, share_choices
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kat_mm.errors import ConfigError
 from kat_mm.openmmlab.detection.anchor_grid import AnchorGrid
@@ -18,6 +19,9 @@ SETTINGS = {
     ),
     'ignored label': dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, ignore_index=7)),
     'softmax': dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)),
+    'softmax, weights': dict(
+        loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, class_weight=[3.0, 0.5])
+    ),
     'focal': dict(loss_cls=dict(type='FocalLoss', use_sigmoid=True)),
     'boxes': dict(reg_decoded_bbox=True, loss_bbox=dict(type='GIoULoss')),
     'means and deviations': dict(
@@ -123,6 +127,21 @@ def test_anchors_are_those_of_the_generator(device):
         assert torch.equal(found.anchors, torch.cat(expected))
         assert found.counts == tuple(map(len, expected))
         assert grid(sizes, torch.device(device)) is found
+
+
+def test_anchors_of_fake_tensors_are_not_kept():
+    stock, _ = heads()
+    grid, sizes = AnchorGrid(stock.prior_generator), [(6, 9), (3, 5), (2, 3)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = grid(sizes, torch.device('cpu'))
+    assert isinstance(fake.anchors, FakeTensor)
+    found = grid(sizes, torch.device('cpu'))
+    assert torch.equal(
+        found.anchors, torch.cat(stock.prior_generator.grid_priors(sizes, device='cpu'))
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(grid(sizes, torch.device('cpu')).anchors, FakeTensor)
+    assert grid(sizes, torch.device('cpu')) is found
 
 
 def test_losses_under_autocast_are_computed_in_full_precision(device):

@@ -1,5 +1,9 @@
 """The proposals of BatchedRPNHead, against those of mmdet's RPNHead."""
 
+import copy
+import operator
+import pickle
+
 import mmdet.models  # noqa: F401, which the heads follow
 import pytest
 import torch
@@ -129,6 +133,56 @@ def test_instances_can_be_changed_as_those_of_a_list():
     assert 'priors' in next(iter(found))
     assert [*reversed(found)][1] is found[0]
     assert 'boxes=(2, 5, 4)' in repr(found)
+
+
+def proposals():
+    torch.manual_seed(0)
+    return Proposals(torch.rand(2, 5, 4), torch.rand(2, 5), torch.tensor([3, 1]))
+
+
+def counts(instances):
+    return [len(each) for each in instances]
+
+
+@pytest.mark.parametrize(
+    ('read', 'wanted'),
+    [
+        (lambda p: operator.add(p, []), [3, 1]),
+        (lambda p: operator.add([], p), [3, 1]),
+        (lambda p: [*p], [3, 1]),
+        (lambda p: p + proposals(), [3, 1, 3, 1]),
+        (lambda p: p * 2, [3, 1, 3, 1]),
+        (lambda p: 2 * p, [3, 1, 3, 1]),
+        (lambda p: p.copy(), [3, 1]),
+        (copy.copy, [3, 1]),
+        (copy.deepcopy, [3, 1]),
+        (lambda p: pickle.loads(pickle.dumps(p)), [3, 1]),
+        (lambda p: [p.pop()], [1]),
+        (lambda p: p[:1], [3]),
+        (lambda p: sorted(p, key=len), [1, 3]),
+        (lambda p: p.sort(key=len) or p, [1, 3]),
+        (lambda p: p.reverse() or p, [1, 3]),
+        (lambda p: p.append(p[1]) or p, [3, 1, 1]),
+        (lambda p: p.insert(0, 'abcd') or p, [4, 3, 1]),
+        (lambda p: p.extend(proposals()) or p, [3, 1, 3, 1]),
+        (lambda p: p.__iadd__(['ab']), [3, 1, 2]),
+        (lambda p: p.__delitem__(0) or p, [1]),
+        (lambda p: p.clear() or p, []),
+    ],
+)
+def test_lists_are_made_before_anything_reads_or_changes_them(read, wanted):
+    assert counts(read(proposals())) == wanted
+
+
+def test_an_assignment_is_kept():
+    found = proposals()
+    assert found.are_tensors
+    found[0] = 'filtered'
+    assert found[0] == 'filtered'
+    assert len(found[1]) == 1
+    assert not found.are_tensors
+    assert found.index('filtered') == 0
+    assert 'filtered' in found
 
 
 def test_half_precision_outputs_lose_no_coordinates(device):
