@@ -26,14 +26,20 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
         and not (_is_compiling() or has_hooks(layer) or has_global_hooks())
     ):
         parameters = layer._parameters
-        y = _plain(x, parameters.get('weight'), parameters.get('bias'))
-        if y is not None:
-            return y
+        if 'weight' in parameters and 'bias' in parameters:  # None of a layer without bias
+            y = _plain(x, parameters['weight'], parameters['bias'])
+            if y is not None:
+                return y
     return layer(x)
 
 
 def _gradients(grad, x, weight, wants_x, wants_weight, wants_bias):
-    """Computes the gradients that the node in C++ leaves to Python, as they are not plain."""
+    """Computes the gradients that the node in C++ leaves to Python, as they are not plain.
+
+    Of what no gradient that is wanted needs there is None, and so is a gradient that is not there.
+    """
+    if grad is None:
+        return None, None, None
     rows = grad.reshape(-1, grad.shape[-1])
     return (
         grad @ weight if wants_x else None,

@@ -21,12 +21,16 @@ has_global_hooks = _has_any_global_hook
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tells whether a module that is called calls hooks of its own: nothing public does."""
+    """Tells whether a module that is called calls hooks of its own: nothing public does.
+
+    A `forward` of the instance, as wrappers set it in the place of that of the class, counts too.
+    """
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or 'forward' in module.__dict__
     )
 
 

@@ -7,9 +7,10 @@
 
 namespace kat_mm {
 
-// x W^T + b. Saved: x and W in the dtype of the product.
+// x W^T + b. Saved, in the dtype of the product: x if W has a gradient, W if x has one.
 struct Linear : CompiledBackward<Linear> {
   static constexpr const char* kName = "Linear";
+  static constexpr bool kMaterializeGrads = false;
 
   struct Constants {
     bool has_bias;
@@ -27,7 +28,7 @@ struct Linear : CompiledBackward<Linear> {
     for (Tensor& tensor : cast) {
       if (tensor.scalar_type() == dtype) continue;
       if (has_node) {
-        const at::AutoDispatchBelowAutograd guard;
+        const at::AutoDispatchBelowADInplaceOrView guard;
         tensor = tensor.to(dtype);
       } else {
         tensor = at::autocast::cached_cast(dtype, tensor, tensor.device().type());
@@ -35,25 +36,36 @@ struct Linear : CompiledBackward<Linear> {
     }
     Tensor y;
     {
-      const at::AutoDispatchBelowAutograd guard;
+      // Below what tracks views too: of three dimensions or more the result is one of a matrix, and
+      // as such could not be changed in place.
+      const at::AutoDispatchBelowADInplaceOrView guard;
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
       y = at::linear(cast[0], cast[1], cast.size() > 2 ? cast[2] : Tensor());
     }
-    if (has_node) set_node<Linear>(y, inputs, {cast[0], cast[1]}, {inputs.size() > 2});
+    if (has_node) {
+      variable_list saved(2);
+      if (inputs[1].requires_grad()) saved[0] = cast[0];
+      if (inputs[0].requires_grad()) saved[1] = cast[1];
+      set_node<Linear>(y, inputs, std::move(saved), {inputs.size() > 2});
+    }
     return y;
   }
 
   template <typename Needs>
   static variable_list by_kernel(const Tensor& grad, const variable_list& saved,
                                  const Constants& constants, const Needs& needs) {
-    const at::AutoDispatchBelowAutograd guard;
+    const at::AutoDispatchBelowADInplaceOrView guard;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Tensor &x = saved[0], &weight = saved[1];
-    const Tensor rows = grad.reshape({-1, weight.size(0)});
+    const Tensor rows = grad.reshape({-1, grad.size(-1)});
     variable_list grads(constants.has_bias ? 3 : 2);
-    if (needs.task_should_compute_output(0)) grads[0] = rows.mm(weight).view(x.sizes());
+    if (needs.task_should_compute_output(0)) {
+      auto sizes = grad.sizes().vec();
+      sizes.back() = weight.size(1);
+      grads[0] = rows.mm(weight).view(sizes);
+    }
     if (needs.task_should_compute_output(1)) {
-      grads[1] = rows.t().mm(x.reshape({-1, weight.size(1)}));
+      grads[1] = rows.t().mm(x.reshape({-1, x.size(-1)}));
     }
     if (constants.has_bias && needs.task_should_compute_output(2)) grads[2] = rows.sum(0);
     return grads;  // which the engine casts to the dtypes of the inputs
@@ -72,11 +84,13 @@ struct Linear : CompiledBackward<Linear> {
 
  private:
   // A cast input, as autograd knows it: with the derivative of the input, for derivatives of this.
+  // Undefined if it is not saved.
   template <typename Needs>
   static Tensor connect(const Tensor& tensor, const Needs& needs, size_t input) {
     if constexpr (std::is_base_of_v<torch::autograd::Node, Needs>) {
       const auto& edge = needs.next_edge(input);
-      if (at::GradMode::is_enabled() && edge.is_valid() && !tensor.requires_grad()) {
+      if (tensor.defined() && at::GradMode::is_enabled() && edge.is_valid() &&
+          !tensor.requires_grad()) {
         Tensor connected = tensor.detach();
         torch::autograd::impl::set_gradient_edge(connected, edge);
         return connected;

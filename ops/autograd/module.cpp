@@ -202,6 +202,7 @@ PyObject* linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       (inputs.size() > 2 && (inputs[2].dim() != 1 || inputs[2].size(0) != weight.size(0)))) {
     Py_RETURN_NONE;
   }
+  if (x.size(-1) == 0 || weight.size(0) == 0) Py_RETURN_NONE;  // whose rows have no number
   Tensor y;
   {
     const pybind11::gil_scoped_release no_gil;

@@ -3,6 +3,7 @@
 // An Op has
 //   kName               of the op, as autograd shows it,
 //   Constants           what the derivative needs beside tensors,
+//   kMaterializeGrads   whether a gradient that is not there is zero, or nothing is computed of it,
 //   by_kernel(...)      the gradients by the kernel,
 //   arguments(...)      of the Python function that computes them in all other cases.
 #pragma once
@@ -24,12 +25,14 @@ namespace kat_mm {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using NodePointer = decltype(torch::autograd::Edge::function);  // of one kind up to torch 2.13
+using NodePointer = decltype(torch::autograd::Edge::function);  // std::shared_ptr up to torch 2.12
 
 template <typename T>
 auto new_node() {
   if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
-    return std::make_shared<T>();
+    // torch's deleter, which frees long chains of nodes without recursion; later torch has none, so
+    // that its name may only be looked up here.
+    return std::shared_ptr<T>(new T(), [](auto* node) { deleteNode(node); });
   } else {
     return c10::make_intrusive<T>();
   }
@@ -71,11 +74,11 @@ struct OpNode final : torch::autograd::CppNode<Op> {
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(this->mutex_);
+    if (!Op::kMaterializeGrads && !grads[0].defined()) return variable_list(this->num_outputs());
     const variable_list saved = this->ctx_.get_saved_variables();
-    // As of a node in Python: a gradient that is not there is zero.
     const Tensor grad = grads[0].defined() ? grads[0] : this->input_metadata(0).zeros_like();
     bool plain = !at::GradMode::is_enabled() && is_plain_thread() && is_plain(grad);
-    for (const Tensor& tensor : saved) plain = plain && is_plain(tensor);
+    for (const Tensor& tensor : saved) plain = plain && (!tensor.defined() || is_plain(tensor));
     if (plain) return Op::by_kernel(grad, saved, constants, *this);
     return in_python(grad, saved, constants, *this);
   }
@@ -108,6 +111,7 @@ struct OpNode final : torch::autograd::CppNode<Op> {
 template <typename Op>
 struct CompiledBackward {
   static constexpr bool is_traceable = false;
+  static constexpr bool kMaterializeGrads = true;  // as of a torch.autograd.Function
   static inline PyObject* python = nullptr;
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -121,13 +125,15 @@ struct CompiledBackward {
   }
 };
 
-// Makes `output` the result of a node that keeps `saved` and has the gradients of `inputs`.
+// Makes `output` the result of a node that keeps `saved`, in which what no gradient needs is
+// undefined, and has the gradients of `inputs`.
 template <typename Op>
 void set_node(const Tensor& output, const variable_list& inputs, variable_list saved,
               const typename Op::Constants& constants) {
   auto node = new_node<OpNode<Op>>();
   node->constants = constants;
   node->set_ctx_grad_fn(node);
+  node->ctx_.set_materialize_grads(Op::kMaterializeGrads);
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   node->ctx_.save_for_backward(std::move(saved));
   node->save_variables_to_ctx();

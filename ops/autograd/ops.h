@@ -19,7 +19,7 @@ inline c10::OperatorHandle find_op(const char* name) {
 
 // Calls an op's kernel, of which autograd is to know nothing. The stack gets its results.
 inline void call_kernel(const c10::OperatorHandle& op, Stack& stack) {
-  const at::AutoDispatchBelowAutograd guard;
+  const at::AutoDispatchBelowADInplaceOrView guard;  // no result is a view to autograd
   op.callBoxed(stack);
 }
 

@@ -248,6 +248,36 @@ def test_parametrized_coefficients():
     torch.testing.assert_close(module(x), expected)
 
 
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('op', ['rational', 'layer_norm_rational'])
+@pytest.mark.parametrize('shape', [(3, 5, 16), (3, 16)])
+def test_changes_in_place_of_the_result(device, op, autocast, shape):
+    norm, act = nn.LayerNorm(16).to(device), layer(device)
+    x = torch.randn(shape, device=device)
+    parameters = [*norm.parameters(), *act.parameters()] if '_' in op else [*act.parameters()]
+
+    def call(x, hidden):
+        y = plain(act, x) if op == 'rational' else call_plain(x, norm, act)
+        assert not y._is_view()
+        with torch.set_grad_enabled(not hidden):
+            y.mul_(2)
+        return y if hidden else y.relu_()
+
+    def twin(x, hidden):
+        y = act(x) if op == 'rational' else act(norm(x))
+        return y if hidden else (2 * y).relu()
+
+    for hidden in (False, True):
+        sums = []
+        for function in (call, twin):
+            leaf = x.clone().requires_grad_()
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                y = function(leaf, hidden)
+            sums.append(torch.autograd.grad(y.float().sum(), [leaf, *parameters]))
+        for ours, theirs in zip(*sums, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_memory_is_freed_behind_backward():
     module, x = layer(), torch.randn(3, 16, requires_grad=True)
     y = plain(module, x)

@@ -7,6 +7,7 @@ from torch import nn
 
 from kat_mm.rational import GroupRational, rational
 from kat_mm.rational.layer_norm_rational import layer_norm_rational
+from kat_mm.rational.torch_internals import has_hooks
 
 OP = torch.ops.kat_mm.layer_norm_rational.default
 EPS = 1e-6
@@ -149,6 +150,17 @@ def test_hooks_of_the_modules_are_called(device, which, kind):
     x = torch.randn(2, 192, device=device, requires_grad=True)
     layer_norm_rational(x, norm, act).sum().backward()
     assert seen == [module]
+
+
+@pytest.mark.parametrize('which', ['norm', 'act'])
+def test_a_forward_of_the_instance_is_called(device, which):
+    norm, act = modules(192, device)
+    module = {'norm': norm, 'act': act}[which]
+    own = module.forward
+    module.forward = lambda x: 2 * own(x)
+    assert has_hooks(module)
+    x = torch.randn(2, 192, device=device)
+    assert torch.equal(layer_norm_rational(x, norm, act), act(norm(x)))
 
 
 def test_the_autograd_node_has_the_name_of_the_op(device):

@@ -1,6 +1,9 @@
 """The linear layer as one node against torch's."""
 
 import copy
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
@@ -26,6 +29,20 @@ def make(device='cpu', bias=True, dtype=torch.float32):
 
 def plain(layer, x):
     return cpp_autograd.library.linear(x, layer.weight, layer.bias)
+
+
+def partly_frozen(learn, device='cpu'):
+    """A layer and an x of which some learn, and those."""
+    layer = make(device)
+    layer.weight.requires_grad_(learn[1])
+    layer.bias.requires_grad_(learn[2])
+    x = torch.randn(3, 5, 16, device=device, requires_grad=learn[0])
+    return layer, x, [t for t in (x, *layer.parameters()) if t.requires_grad]
+
+
+def either(function):
+    """What the function gives with torch's layer and with the node."""
+    return [function(call) for call in (torchs, linear)]
 
 
 def results(function, layer, x, autocast=None):
@@ -178,6 +195,136 @@ def test_what_is_not_plain_is_left_to_torch():
         assert plain(layer.float(), x) is None
 
 
+CHANGES = {
+    'twice': lambda y: y.mul_(2),
+    'relu': lambda y: y.relu_(),
+    'part': lambda y: y[:, 0].zero_(),
+    'item': lambda y: y.__setitem__((slice(None), 0), 0),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('autocast', [False, True])
+def test_changes_in_place_of_the_result(device, change, shape, autocast):
+    layer, x = make(device), torch.randn(shape, device=device)
+
+    def gradients(call):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            y = call(leaf, layer)
+        CHANGES[change](y)
+        return torch.autograd.grad(y.float().square().sum(), [leaf, *layer.parameters()])
+
+    for want, got in zip(*either(gradients), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_changes_that_autograd_does_not_see(device, shape):
+    layer, x = make(device), torch.randn(shape, device=device)
+    y = linear(x, layer)
+    with torch.no_grad():
+        y.mul_(2)
+    y.sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((24,), float(x.numel() // 16)).to(x))
+    torch.testing.assert_close(layer.weight.grad, x.reshape(-1, 16).sum(0).expand(24, 16))
+
+
+# Which of x, the weight and the bias learn; the last is none.
+LEARN = [(x, w, b) for x in (True, False) for w in (True, False) for b in (True, False)][:-1]
+
+
+@pytest.mark.parametrize('learn', LEARN)
+@pytest.mark.parametrize('changed', ['x', 'weight'])
+def test_what_no_gradient_needs_may_change(device, learn, changed):
+    needed = learn[1] if changed == 'x' else learn[0]
+
+    def gradients(call):
+        torch.manual_seed(1)
+        layer, x, wanted = partly_frozen(learn, device)
+        y = call(x, layer)
+        with torch.no_grad():
+            (x if changed == 'x' else layer.weight).mul_(3)
+        if needed:
+            with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+                y.sum().backward()
+            return []
+        return torch.autograd.grad(y.sin().sum(), wanted)
+
+    for want, got in zip(*either(gradients), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_frozen_layers_keep_no_activations(device):
+    layer = make(device).requires_grad_(False)
+    x = torch.randn(3, 5, 16, device=device, requires_grad=True)
+    hidden = 2 * x
+    alive = weakref.ref(hidden)
+    y = linear(hidden, layer)
+    del hidden
+    assert alive() is None
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, (2 * layer.weight.sum(0)).expand(3, 5, 16))
+
+
+@pytest.mark.parametrize('learn', LEARN)
+@pytest.mark.parametrize('autocast', [False, True])
+def test_second_derivatives_of_frozen_layers(device, learn, autocast):
+    layer, x, wanted = partly_frozen(learn, device)
+
+    def gradients(call):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            y = call(x, layer)
+        first = torch.autograd.grad(y.float().sin().sum(), wanted, create_graph=True)
+        second = sum(t.square().sum() for t in first)
+        return *first, *torch.autograd.grad(second, wanted)
+
+    tolerance = 0.02 if autocast else 1e-5
+    for want, got in zip(*either(gradients), strict=True):
+        atol = tolerance * want.abs().max().item()
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=atol)
+
+
+def test_weights_of_inference_mode(device):
+    with torch.inference_mode():
+        layer = make(device)
+    layer.bias = nn.Parameter(torch.zeros(24, device=device))
+    x = torch.randn(3, 5, 16, device=device)
+    linear(x, layer).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full_like(layer.bias, 15))
+
+
+@pytest.mark.parametrize('sizes', [(0, 4), (4, 0), (0, 0)])
+def test_no_features(device, sizes):
+    layer = nn.Linear(*sizes, device=device)
+    x = torch.randn(2, 3, sizes[0], device=device, requires_grad=True)
+    assert plain(layer, x) is None
+    assert_same_bits(layer, x)
+
+
+class Stop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_gradient_that_is_not_there(device, compiled):
+    layer, x = make(device), torch.randn(3, 16, device=device, requires_grad=True)
+    y = Stop.apply(linear(x, layer)).sum()
+    if compiled:
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend='eager')):
+            y.backward()
+    else:
+        y.backward()
+    assert [t.grad for t in (x, *layer.parameters())] == [None] * 3
+
+
 @pytest.mark.parametrize('kind', ['forward_pre', 'forward', 'full_backward_pre', 'full_backward'])
 def test_hooks_of_the_layer_are_called(kind):
     layer, seen = make(), []
@@ -196,6 +343,28 @@ def test_other_layers_are_called_as_they_are():
     pruned = nn.utils.parametrizations.weight_norm(make())
     for layer in (doubled, pruned, nn.Identity()):
         assert torch.equal(linear(x, layer), layer(x))
+
+
+@pytest.mark.parametrize('name', ['weight', 'bias'])
+def test_weights_that_are_no_parameters(name):
+    x, layer = torch.randn(3, 16), make()
+    buffer = torch.randn_like(getattr(layer, name))
+    delattr(layer, name)
+    layer.register_buffer(name, buffer)
+    assert torch.equal(linear(x, layer), layer(x))
+
+    delattr(layer, name)
+    setattr(layer, name, buffer)
+    assert torch.equal(linear(x, layer), layer(x))
+
+
+def test_a_forward_of_the_instance_is_called():
+    layer, x = make(), torch.randn(3, 16)
+    own = layer.forward
+    layer.forward = lambda x: 2 * own(x)
+    assert torch.equal(linear(x, layer), layer(x))
+    del layer.forward
+    assert torch.equal(linear(x, layer), own(x))
 
 
 def test_functional_calls():
@@ -262,3 +431,37 @@ def test_compiled_autograd():
         y.backward()
     for got, expected in zip([x.grad, *(p.grad for p in layer.parameters())], want, strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize('learn', LEARN)
+def test_compiled_autograd_of_frozen_layers(learn):
+    layer, x, wanted = partly_frozen(learn)
+    want = torch.autograd.grad(layer(x).sum(), wanted)
+    y = linear(x, layer).sum()
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend='eager')):
+        y.backward()
+    assert all(torch.equal(t.grad, expected) for t, expected in zip(wanted, want, strict=True))
+
+
+LONG_CHAIN = """
+import torch
+from kat_mm.rational import GroupRational, cpp_autograd
+from kat_mm.rational.linear import linear
+assert cpp_autograd.is_used()
+layer, act = torch.nn.Linear(1, 1), GroupRational(1, channel_dim=-1)
+for call in (lambda y: linear(y, layer), act):
+    y = torch.zeros(1, 1)
+    for _ in range(200_000):
+        y = call(y)
+    del y
+print('freed')
+"""
+
+
+def test_a_very_long_chain_is_freed():
+    """In a process of its own, as one that recurses ends it."""
+    result = subprocess.run(
+        [sys.executable, '-c', LONG_CHAIN], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == 'freed'
