@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from kat_mm.errors import ConfigError
 from kat_mm.graphs import CaptureError, Graphed, graph_parts
@@ -24,6 +26,30 @@ class Recorded:
     def __call__(self, *args):
         self.runs += 1
         return self.function(*args)
+
+
+class Frozen(Recorded):
+    """A stand-in that is captured with the weights of that time, whatever comes later."""
+
+    def __init__(self, function, owner, args, pool, grads):
+        super().__init__(function, owner, args, pool, grads)
+        self.result = function(*args)
+
+    def __call__(self, *args):
+        self.runs += 1
+        return self.result
+
+
+class Counts(nn.Module):
+    """A module whose buffer is another tensor after each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('count', torch.ones(1))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        return x * self.count
 
 
 @pytest.fixture
@@ -153,6 +179,107 @@ class TestWhichCallsRunByGraphs:
             linear.weight.data = linear.weight.data.clone()
         assert 'again and again' in caplog.text
 
+    @pytest.mark.parametrize(
+        'change',
+        [
+            lambda linear, new: setattr(linear, 'weight', nn.Parameter(new)),
+            lambda linear, new: linear.load_state_dict({'weight': new}, assign=True),
+            lambda linear, new: linear.register_parameter('weight', nn.Parameter(new)),
+        ],
+    )
+    def test_weights_that_are_replaced_are_used(self, change):
+        linear = nn.Linear(3, 2, bias=False)
+        function = graphed(linear, capture=Frozen)
+        x = torch.ones(4, 3)
+        for value in (1.0, 2.0):
+            change(linear, torch.full((2, 3), value))
+            for _ in range(5):
+                assert torch.equal(function(x), torch.full((4, 2), 3 * value))
+            assert runs(function) == [3]
+
+    def test_buffers_and_modules_that_are_replaced_are_used(self):
+        model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+        function = graphed(model, capture=Frozen)
+        x = torch.ones(4, 3)
+        for change in (
+            lambda: setattr(model[1], 'running_mean', torch.ones(2)),
+            lambda: model.register_module('0', nn.Linear(3, 2)),
+            lambda: model[0].register_parameter('bias', None),
+        ):
+            change()
+            for _ in range(5):
+                assert torch.equal(function(x), model(x))
+            assert runs(function) == [3]
+
+    def test_parameters_of_modules_that_come_later_count(self):
+        model = nn.Sequential(nn.Identity())
+        function = graphed(model)
+        model[0] = nn.Linear(3, 2)
+        for frozen in (False, True):
+            model.requires_grad_(not frozen)
+            for _ in range(3):
+                function(torch.ones(4, 3))
+        assert runs(function) == [1, 1]
+
+    def test_a_buffer_that_a_call_replaces_goes_on(self, caplog):
+        function = graphed(Counts(), capture=Frozen)
+        results = [function(torch.ones(1)).item() for _ in range(6)]
+        assert results == [2, 3, 4, 5, 6, 7]
+        assert not function.captures
+        assert caplog.text.count('without CUDA graphs: Counts replaces its buffer count') == 1
+
+    def test_a_capture_that_fails_replaces_no_buffer(self):
+        class Fails(Frozen):
+            def __init__(self, *args):
+                super().__init__(*args)
+                raise RuntimeError('why')
+
+        function = graphed(Counts(), capture=Fails)
+        assert [function(torch.ones(1)).item() for _ in range(6)] == [2, 3, 4, 5, 6, 7]
+
+    @pytest.mark.parametrize('around', [FlopCounterMode(display=False), forward_ad.dual_level()])
+    def test_calls_that_something_watches_run_without(self, around):
+        function = graphed()
+        with around:
+            for _ in range(4):
+                function(torch.ones(4, 3))
+        assert not function.captures
+
+    @pytest.mark.filterwarnings('ignore:.torch.jit')
+    @pytest.mark.parametrize(
+        'transform',
+        [
+            lambda f: torch.func.grad(lambda x: f(x).sum()),
+            torch.func.vmap,
+            lambda f: lambda x: torch.jit.trace(lambda x: f(x), x, check_trace=False)(x),
+        ],
+    )
+    def test_calls_inside_of_transforms_run_without(self, transform):
+        linear = nn.Linear(3, 2).requires_grad_(False)  # as traces want it
+        function = graphed(linear)
+        expected = transform(linear.forward)(torch.ones(4, 3))
+        for _ in range(4):
+            assert torch.equal(transform(function)(torch.ones(4, 3)), expected)
+        assert not function.captures
+
+    def test_beyond_the_limit_nothing_is_kept(self):
+        function = graphed(max_shapes=1)
+        for _ in range(3):
+            function(torch.ones(4, 3))
+        for size in range(5, 50):
+            function(torch.ones(size, 3))
+        assert not function._calls
+
+    def test_shapes_that_never_come_again_are_forgotten(self, monkeypatch):
+        monkeypatch.setattr(module, 'COUNTED', 10)
+        function = graphed()
+        for size in range(1, 50):
+            function(torch.ones(size, 3))
+        assert len(function._calls) == 10
+        for _ in range(2):
+            function(torch.ones(49, 3))
+        assert runs(function) == [1]
+
     def test_copies_of_a_model_have_their_own_function(self):
         model = nn.Sequential(nn.Linear(3, 2))
         parts = graph_parts(model, ['0'])
@@ -164,6 +291,40 @@ class TestWhichCallsRunByGraphs:
         assert list(model.state_dict()) == list(twin.state_dict()) == ['0.weight', '0.bias']
         parts.release()
         assert 'forward' not in vars(model[0])
+
+
+@pytest.mark.parametrize(
+    'names', [['0', '0'], ['0', '1'], ['1', '0', '0.forward'], ['0', 'twin.0']]
+)
+def test_what_has_several_names_is_one_part(names):
+    linear = nn.Linear(3, 2)
+    model = nn.Sequential(linear, linear)
+    model.add_module('twin', nn.Sequential(linear))
+    parts = graph_parts(model, names)
+    assert [part.name for part in parts.parts] == names[:1]
+    assert linear.forward is parts.parts[0]
+    parts.release()
+    assert 'forward' not in vars(linear)
+
+
+def test_a_function_of_an_instance_is_given_back():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].forward = own = lambda x: x + 1
+    parts = graph_parts(model, ['0'])
+    assert torch.equal(model(torch.zeros(2)), torch.ones(2))
+    parts.release()
+    assert vars(model[0])['forward'] is own
+    parts.release()
+    assert vars(model[0])['forward'] is own
+
+
+def test_who_put_another_function_there_keeps_it():
+    model = nn.Sequential(nn.Linear(3, 2))
+    parts = graph_parts(model, ['0'])
+    graph = model[0].forward
+    model[0].forward = wrapped = lambda x: graph(x)
+    parts.release()
+    assert model[0].forward is wrapped
 
 
 def test_on_a_cpu_all_runs_as_it_is():
