@@ -5,68 +5,14 @@ import logging
 
 import pytest
 import torch
+from stand_ins import graphed, runs
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from kat_mm.errors import ConfigError
-from kat_mm.graphs import CaptureError, Graphed, graph_parts
+from kat_mm.graphs import CaptureError, graph_parts
 from kat_mm.graphs import graphed as module
-
-
-class Recorded:
-    """A stand-in for a graph, which runs the function and remembers that it did."""
-
-    def __init__(self, function, owner, args, pool, grads):
-        self.function, self.pending, self.runs = function, False, 0
-
-    def is_pending(self):
-        return self.pending
-
-    def __call__(self, *args):
-        self.runs += 1
-        return self.function(*args)
-
-
-class Frozen(Recorded):
-    """A stand-in that is captured with the weights of that time, whatever comes later."""
-
-    def __init__(self, function, owner, args, pool, grads):
-        super().__init__(function, owner, args, pool, grads)
-        self.result = function(*args)
-
-    def __call__(self, *args):
-        self.runs += 1
-        return self.result
-
-
-class Counts(nn.Module):
-    """A module whose buffer is another tensor after each call."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer('count', torch.ones(1))
-
-    def forward(self, x):
-        self.count = self.count + 1
-        return x * self.count
-
-
-@pytest.fixture
-def without_gpu(monkeypatch):
-    """Has tensors of the CPU pass for those of a GPU."""
-    monkeypatch.setattr(module, '_can_capture', lambda leaves: all(map(torch.is_tensor, leaves)))
-    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: (0, 1))
-    monkeypatch.setattr(module, 'recover', lambda: None)
-
-
-def graphed(owner=None, **kwargs):
-    owner = owner or nn.Linear(3, 2)
-    return Graphed(owner.forward, owner, 'linear', **{'capture': Recorded, 'warmup': 2, **kwargs})
-
-
-def runs(function):
-    return [capture.runs for capture in function.captures.values()]
 
 
 @pytest.mark.usefixtures('without_gpu')
@@ -168,74 +114,6 @@ class TestWhichCallsRunByGraphs:
             function(torch.ones(4, 3))
         assert not function.captures
         assert 'SyncBatchNorm shares statistics between processes' in caplog.text
-
-    def test_weights_that_move_make_new_graphs_and_then_none(self, caplog):
-        linear = nn.Linear(3, 2)
-        function = graphed(linear)
-        for round_ in range(4):
-            for _ in range(3):
-                function(torch.ones(4, 3))
-            assert runs(function) == ([1] if round_ < 3 else [])
-            linear.weight.data = linear.weight.data.clone()
-        assert 'again and again' in caplog.text
-
-    @pytest.mark.parametrize(
-        'change',
-        [
-            lambda linear, new: setattr(linear, 'weight', nn.Parameter(new)),
-            lambda linear, new: linear.load_state_dict({'weight': new}, assign=True),
-            lambda linear, new: linear.register_parameter('weight', nn.Parameter(new)),
-        ],
-    )
-    def test_weights_that_are_replaced_are_used(self, change):
-        linear = nn.Linear(3, 2, bias=False)
-        function = graphed(linear, capture=Frozen)
-        x = torch.ones(4, 3)
-        for value in (1.0, 2.0):
-            change(linear, torch.full((2, 3), value))
-            for _ in range(5):
-                assert torch.equal(function(x), torch.full((4, 2), 3 * value))
-            assert runs(function) == [3]
-
-    def test_buffers_and_modules_that_are_replaced_are_used(self):
-        model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
-        function = graphed(model, capture=Frozen)
-        x = torch.ones(4, 3)
-        for change in (
-            lambda: setattr(model[1], 'running_mean', torch.ones(2)),
-            lambda: model.register_module('0', nn.Linear(3, 2)),
-            lambda: model[0].register_parameter('bias', None),
-        ):
-            change()
-            for _ in range(5):
-                assert torch.equal(function(x), model(x))
-            assert runs(function) == [3]
-
-    def test_parameters_of_modules_that_come_later_count(self):
-        model = nn.Sequential(nn.Identity())
-        function = graphed(model)
-        model[0] = nn.Linear(3, 2)
-        for frozen in (False, True):
-            model.requires_grad_(not frozen)
-            for _ in range(3):
-                function(torch.ones(4, 3))
-        assert runs(function) == [1, 1]
-
-    def test_a_buffer_that_a_call_replaces_goes_on(self, caplog):
-        function = graphed(Counts(), capture=Frozen)
-        results = [function(torch.ones(1)).item() for _ in range(6)]
-        assert results == [2, 3, 4, 5, 6, 7]
-        assert not function.captures
-        assert caplog.text.count('without CUDA graphs: Counts replaces its buffer count') == 1
-
-    def test_a_capture_that_fails_replaces_no_buffer(self):
-        class Fails(Frozen):
-            def __init__(self, *args):
-                super().__init__(*args)
-                raise RuntimeError('why')
-
-        function = graphed(Counts(), capture=Fails)
-        assert [function(torch.ones(1)).item() for _ in range(6)] == [2, 3, 4, 5, 6, 7]
 
     @pytest.mark.parametrize('around', [FlopCounterMode(display=False), forward_ad.dual_level()])
     def test_calls_that_something_watches_run_without(self, around):
