@@ -13,7 +13,7 @@ USES = {  # what each package of kat_mm may import of the others
     'fitting': {'rational'},
     'segmentation': {'rational'},
     'detection': {'rational'},
-    'graphs': set(),
+    'graphs': {'rational'},
     'models': PARTS,
     'openmmlab': {*CORE, 'segmentation', 'detection', 'graphs'},
     'benchmarking': CORE,

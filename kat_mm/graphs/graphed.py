@@ -11,9 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from ..checks import check_int
 from ..errors import ConfigError, one_line
+from ..rational.torch_internals import has_dispatch_modes, has_tangents, is_tracing, is_transformed
 from .capture import Capture, CaptureError, recover
+from .tensors import ModuleTensors
 
 SYNCHRONISED = ('SyncBatchNorm', 'SyncBatchNorm2d', 'MMSyncBN')
+COUNTED = 1000  # shapes whose calls are counted; more than that have no use for graphs
 
 _logger = logging.getLogger(__name__)
 
@@ -22,9 +25,11 @@ class Graphed:
     """A function of tensors, by CUDA graphs for inputs of shapes that come again.
 
     The first calls of a shape run as they are, which warms up what a capture must not meet the
-    first time. So do calls with anything but tensors on a GPU, calls inside of transforms and of
-    other graphs, a second call before the backward pass of the first, shapes beyond the limit,
-    and all calls once a capture has failed; the last two are told once.
+    first time. So do calls with anything but tensors on a GPU, calls inside of transforms, of
+    dispatch modes and of other graphs, a second call before the backward pass of the first, shapes
+    beyond the limit, and all calls once a capture has failed; the last two are told once.
+
+    Weights may be written to. Where some are replaced or move, graphs are made anew, twice at most.
 
     What the function does besides computing, such as to count its calls or to run hooks of modules
     inside of it, it does while it is warmed up and captured alone.
@@ -55,28 +60,31 @@ class Graphed:
         self.max_shapes = check_int('max_shapes', max_shapes, 1)
         self.captures: dict[Hashable, Capture] = {}
         self._owner, self._capture = owner, capture
-        self._modules = list(owner.modules())
-        self._tensors = [*owner.parameters(), *owner.buffers()]
+        self._own = ModuleTensors(owner)
         self._calls: Counter[Hashable] = Counter()
-        self._places: list[int] = []
         self._moves = 0
         self.pool = self._grads = None
         self._is_off = False
         self._is_full: set[bool] = set()  # of those with gradient, of those without
 
     def __call__(self, *args, **kwargs):
-        if self._is_off or kwargs or not _can_capture(leaves := tree_leaves(args)):
+        if (
+            self._is_off
+            or kwargs
+            or _is_observed()
+            or not _can_capture(leaves := tree_leaves(args))
+            or not self._have_stayed()
+            or any(c.is_pending() for c in self.captures.values())
+        ):
             return self.function(*args, **kwargs)
         has_grad = torch.is_grad_enabled()
         key = (has_grad, *self._state(), *map(_kind, leaves))
-        if not self._has_stayed() or any(c.is_pending() for c in self.captures.values()):
+        if key not in self.captures and (
+            self._reached_limit(has_grad, leaves)
+            or not self._is_warm(key)
+            or not self._make(key, args)
+        ):
             return self.function(*args)
-        if key not in self.captures:
-            self._calls[key] += 1
-            if self._calls[key] <= self.warmup or self._reached_limit(has_grad, leaves):
-                return self.function(*args)
-            if not self._make(key, args):
-                return self.function(*args)
         return self.captures[key](*args)
 
     def __deepcopy__(self, memo: dict):
@@ -88,24 +96,32 @@ class Graphed:
         return (
             is_autocast and torch.get_autocast_dtype('cuda'),
             torch.are_deterministic_algorithms_enabled(),
-            tuple(module.training for module in self._modules),
-            tuple(tensor.requires_grad for tensor in self._tensors),
+            tuple(module.training for module in self._own.modules),
+            tuple(tensor.requires_grad for tensor in self._own.tensors),
         )
 
-    def _has_stayed(self) -> bool:
+    def _have_stayed(self) -> bool:
         """Tells whether weights are where they were; forgets the graphs if not.
 
         A model whose weights move again and again has no use for graphs.
         """
-        places = [tensor.data_ptr() for tensor in self._tensors]
-        if places != self._places:
+        if self._own.have_changed():
             if self.captures:
                 self._moves += 1
                 self.forget()
             if self._moves > 2:
                 self._turn_off('its weights change their place in memory again and again')
                 return False
-            self._places = places
+        return True
+
+    def _is_warm(self, key: Hashable) -> bool:
+        """Counts a call, and tells whether there were enough before it."""
+        if key not in self._calls and len(self._calls) >= COUNTED:
+            del self._calls[next(iter(self._calls))]
+        self._calls[key] += 1
+        if self._calls[key] <= self.warmup:
+            return False
+        del self._calls[key]
         return True
 
     def _reached_limit(self, has_grad: bool, leaves: Sequence[Tensor]) -> bool:
@@ -126,11 +142,11 @@ class Graphed:
         if self.pool is None:
             self.pool, self._grads = torch.cuda.graph_pool_handle(), {}
         try:
-            for module in self._modules:
+            for module in self._own.modules:
                 _check(module, has_grad=key[0])
-            self.captures[key] = self._capture(
-                self.function, self._owner, args, self.pool, self._grads
-            )
+            with self._own.kept():
+                capture = self._capture(self.function, self._owner, args, self.pool, self._grads)
+            self.captures[key] = capture
         except Exception as error:  # as a call without a graph shows, if it is not the graph's
             reason = str(error)
             if not isinstance(error, CaptureError):
@@ -166,12 +182,22 @@ def _check(module: nn.Module, has_grad: bool) -> None:
         raise CaptureError(f'{kind} shares statistics between processes; BN has its own in each')
 
 
+def _is_observed() -> bool:
+    """Tells whether anything but autograd wants to see what a call does."""
+    return bool(
+        torch.compiler.is_compiling()
+        or is_transformed()
+        or has_tangents()
+        or is_tracing()
+        or has_dispatch_modes()
+    )
+
+
 def _can_capture(leaves: Sequence) -> bool:
     return (
         bool(leaves)
         and all(type(x) is Tensor and x.is_cuda and x.layout is torch.strided for x in leaves)
         and all(x.device.index == torch.cuda.current_device() for x in leaves)
-        and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()
         and not torch.is_inference_mode_enabled()
     )
@@ -186,6 +212,7 @@ class GraphedParts:
 
     def __init__(self, places: Sequence[tuple[nn.Module, str, Graphed]]):
         self._places = places
+        self._before = [vars(owner).get(attribute) for owner, attribute, _ in places]
         for owner, attribute, graphed in places:
             setattr(owner, attribute, graphed)
 
@@ -202,10 +229,16 @@ class GraphedParts:
         return held + sum(capture.buffer_bytes() for capture in captures)
 
     def release(self) -> None:
-        """Gives the model its own functions back, and frees the graphs."""
-        for owner, attribute, graphed in self._places:
-            delattr(owner, attribute)
+        """Gives the model its own functions back, and frees the graphs.
+
+        What others have put in the place of a part stays there.
+        """
+        for (owner, attribute, graphed), before in zip(self._places, self._before, strict=True):
             graphed.forget()
+            if vars(owner).get(attribute) is graphed:
+                delattr(owner, attribute)
+                if before is not None:
+                    setattr(owner, attribute, before)
 
 
 def graph_parts(
@@ -218,13 +251,14 @@ def graph_parts(
     Args:
         model: the model.
         parts: dotted names of modules, or of methods of the model or of its modules, that take
-            tensors and return tensors. Parts inside of others are run by these.
+            tensors and return tensors. Parts inside of others are run by these. One that has
+            several names is one part, by the first of them.
         warmup, max_shapes: as of `Graphed`.
 
     Raises:
         ConfigError: for a name that is none of either.
     """
-    places = []
+    places = {}
     for part in parts:
         path, _, last = part.rpartition('.')
         try:
@@ -236,5 +270,7 @@ def graph_parts(
             owner, last, function = function, 'forward', function.forward
         if not callable(function):
             raise ConfigError(f'parts: {part!r} is neither a module nor a method')
-        places.append((owner, last, Graphed(function, owner, part, warmup, max_shapes)))
-    return GraphedParts(places)
+        if (id(owner), last) not in places:
+            graphed = Graphed(function, owner, part, warmup, max_shapes)
+            places[id(owner), last] = owner, last, graphed
+    return GraphedParts(list(places.values()))

@@ -14,6 +14,8 @@ is_transformed = _C._are_functorch_transforms_active
 any_requires_grad = _C._any_requires_grad
 # Whether torch.jit.trace records a call: torch.jit.is_tracing, which takes 2.5 times as long.
 is_tracing = _C._get_tracing_state
+# How many dispatch modes, such as counters of operations, see each call: public is nothing.
+has_dispatch_modes = _C._len_torch_dispatch_stack
 # Whether an op has a kernel of its own for a backend: nothing public tells it.
 has_kernel = _C._dispatch_has_kernel_for_dispatch_key
 # Whether any module that is called calls hooks: nothing public tells it.

@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..rational.torch_internals import has_tangents, is_transformed
+
 
 def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Computes F.adaptive_avg_pool2d(x, size) of x [B, C, h, w]; its gradient is two products."""
+    """Computes F.adaptive_avg_pool2d(x, size) of x [B, C, h, w]; its gradient is two products.
+
+    The gradient of a map with the channels last has them last. Transforms of torch.func, and
+    forward mode, get torch's own.
+    """
+    if not torch.compiler.is_compiling() and (is_transformed() or has_tangents()):
+        return F.adaptive_avg_pool2d(x, size)
     return _AdaptiveAvgPool2d.apply(x, *size)
 
 
@@ -31,6 +39,9 @@ class _AdaptiveAvgPool2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, height: int, width: int) -> Tensor:
         ctx.size = x.shape[2:]
+        ctx.is_channels_last = not x.is_contiguous() and x.is_contiguous(
+            memory_format=torch.channels_last
+        )
         return F.adaptive_avg_pool2d(x, (height, width))
 
     @staticmethod
@@ -41,4 +52,11 @@ class _AdaptiveAvgPool2d(torch.autograd.Function):
                 pooling_matrix(side, bins, wide)
                 for side, bins in zip(ctx.size, grad.shape[2:], strict=True)
             )
-            return (rows.T @ wide @ columns).to(grad.dtype), None, None
+            if ctx.is_channels_last:
+                batch, channels, height, width = wide.shape
+                wide = wide.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+                found = columns.T @ (rows.T @ wide).view(batch, -1, width, channels)
+                found = found.permute(0, 3, 1, 2)
+            else:
+                found = rows.T @ wide @ columns
+            return found.to(grad.dtype), None, None

@@ -10,16 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kat_mm.graphs import graph_parts
 from kat_mm.models.block import DropPath
-from kat_mm.rational.op import compiled_devices
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device')
-    assert 'cuda' in compiled_devices(), 'the compiled CUDA kernel is missing: build it first'
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('gpu')]
 
 
 class Net(nn.Module):

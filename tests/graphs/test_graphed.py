@@ -5,42 +5,14 @@ import logging
 
 import pytest
 import torch
+from stand_ins import graphed, runs
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from kat_mm.errors import ConfigError
-from kat_mm.graphs import CaptureError, Graphed, graph_parts
+from kat_mm.graphs import CaptureError, graph_parts
 from kat_mm.graphs import graphed as module
-
-
-class Recorded:
-    """A stand-in for a graph, which runs the function and remembers that it did."""
-
-    def __init__(self, function, owner, args, pool, grads):
-        self.function, self.pending, self.runs = function, False, 0
-
-    def is_pending(self):
-        return self.pending
-
-    def __call__(self, *args):
-        self.runs += 1
-        return self.function(*args)
-
-
-@pytest.fixture
-def without_gpu(monkeypatch):
-    """Has tensors of the CPU pass for those of a GPU."""
-    monkeypatch.setattr(module, '_can_capture', lambda leaves: all(map(torch.is_tensor, leaves)))
-    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: (0, 1))
-    monkeypatch.setattr(module, 'recover', lambda: None)
-
-
-def graphed(owner=None, **kwargs):
-    owner = owner or nn.Linear(3, 2)
-    return Graphed(owner.forward, owner, 'linear', **{'capture': Recorded, 'warmup': 2, **kwargs})
-
-
-def runs(function):
-    return [capture.runs for capture in function.captures.values()]
 
 
 @pytest.mark.usefixtures('without_gpu')
@@ -143,15 +115,48 @@ class TestWhichCallsRunByGraphs:
         assert not function.captures
         assert 'SyncBatchNorm shares statistics between processes' in caplog.text
 
-    def test_weights_that_move_make_new_graphs_and_then_none(self, caplog):
-        linear = nn.Linear(3, 2)
-        function = graphed(linear)
-        for round_ in range(4):
-            for _ in range(3):
+    @pytest.mark.parametrize('around', [FlopCounterMode(display=False), forward_ad.dual_level()])
+    def test_calls_that_something_watches_run_without(self, around):
+        function = graphed()
+        with around:
+            for _ in range(4):
                 function(torch.ones(4, 3))
-            assert runs(function) == ([1] if round_ < 3 else [])
-            linear.weight.data = linear.weight.data.clone()
-        assert 'again and again' in caplog.text
+        assert not function.captures
+
+    @pytest.mark.filterwarnings('ignore:.torch.jit')
+    @pytest.mark.parametrize(
+        'transform',
+        [
+            lambda f: torch.func.grad(lambda x: f(x).sum()),
+            torch.func.vmap,
+            lambda f: lambda x: torch.jit.trace(lambda x: f(x), x, check_trace=False)(x),
+        ],
+    )
+    def test_calls_inside_of_transforms_run_without(self, transform):
+        linear = nn.Linear(3, 2).requires_grad_(False)  # as traces want it
+        function = graphed(linear)
+        expected = transform(linear.forward)(torch.ones(4, 3))
+        for _ in range(4):
+            assert torch.equal(transform(function)(torch.ones(4, 3)), expected)
+        assert not function.captures
+
+    def test_beyond_the_limit_nothing_is_kept(self):
+        function = graphed(max_shapes=1)
+        for _ in range(3):
+            function(torch.ones(4, 3))
+        for size in range(5, 50):
+            function(torch.ones(size, 3))
+        assert not function._calls
+
+    def test_shapes_that_never_come_again_are_forgotten(self, monkeypatch):
+        monkeypatch.setattr(module, 'COUNTED', 10)
+        function = graphed()
+        for size in range(1, 50):
+            function(torch.ones(size, 3))
+        assert len(function._calls) == 10
+        for _ in range(2):
+            function(torch.ones(49, 3))
+        assert runs(function) == [1]
 
     def test_copies_of_a_model_have_their_own_function(self):
         model = nn.Sequential(nn.Linear(3, 2))
@@ -164,6 +169,40 @@ class TestWhichCallsRunByGraphs:
         assert list(model.state_dict()) == list(twin.state_dict()) == ['0.weight', '0.bias']
         parts.release()
         assert 'forward' not in vars(model[0])
+
+
+@pytest.mark.parametrize(
+    'names', [['0', '0'], ['0', '1'], ['1', '0', '0.forward'], ['0', 'twin.0']]
+)
+def test_what_has_several_names_is_one_part(names):
+    linear = nn.Linear(3, 2)
+    model = nn.Sequential(linear, linear)
+    model.add_module('twin', nn.Sequential(linear))
+    parts = graph_parts(model, names)
+    assert [part.name for part in parts.parts] == names[:1]
+    assert linear.forward is parts.parts[0]
+    parts.release()
+    assert 'forward' not in vars(linear)
+
+
+def test_a_function_of_an_instance_is_given_back():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].forward = own = lambda x: x + 1
+    parts = graph_parts(model, ['0'])
+    assert torch.equal(model(torch.zeros(2)), torch.ones(2))
+    parts.release()
+    assert vars(model[0])['forward'] is own
+    parts.release()
+    assert vars(model[0])['forward'] is own
+
+
+def test_who_put_another_function_there_keeps_it():
+    model = nn.Sequential(nn.Linear(3, 2))
+    parts = graph_parts(model, ['0'])
+    graph = model[0].forward
+    model[0].forward = wrapped = lambda x: graph(x)
+    parts.release()
+    assert model[0].forward is wrapped
 
 
 def test_on_a_cpu_all_runs_as_it_is():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from small_runner import small_runner
 
 from kat_mm.errors import ConfigError, NonFiniteLossError
@@ -100,6 +101,59 @@ def test_terms_keep_their_order_and_values():
         (2, {'loss': torch.tensor(0.2).item(), 'acc': 3}),
     ]
     assert terms.read() == []
+
+
+def test_a_term_that_is_written_to_keeps_its_value():
+    terms = DeferredTerms()
+    total, count = torch.zeros(()), torch.zeros(1, dtype=torch.long)
+    for iteration in range(3):
+        terms.add(iteration, {'total': total.add_(1), 'count': count.add_(2), 'lr': iteration})
+    assert terms.read() == [
+        (i, {'total': i + 1.0, 'count': 2 * (i + 1), 'lr': i}) for i in range(3)
+    ]
+
+
+def test_iterations_may_lack_terms_of_others():
+    terms = DeferredTerms()
+    terms.add(1, {'a': torch.tensor(1.0), 'b': torch.tensor(2)})
+    terms.add(2, {})
+    terms.add(3, {'b': torch.tensor(3), 'a': torch.tensor(4.0), 'c': torch.tensor(5.0)})
+    assert terms.read() == [(1, {'a': 1, 'b': 2}), (2, {}), (3, {'b': 3, 'a': 4, 'c': 5})]
+
+
+class TwoOptimizers(Hook):
+    """Has the model train by an OptimWrapperDict, as generators and discriminators do."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner):
+        model = runner.model
+        wrappers = {
+            name: OptimWrapper(torch.optim.SGD([p], lr=0.01), clip_grad={'max_norm': 0.01})
+            for name, p in model.linear.named_parameters()
+        }
+        runner.optim_wrapper = OptimWrapperDict(**wrappers)
+
+        def train_step(data, optim_wrapper):
+            losses = model(**model.data_preprocessor(data, True), mode='loss')
+            loss, terms = model.parse_losses(losses)
+            for wrapper in wrappers.values():
+                wrapper.zero_grad()
+            loss.backward()
+            for wrapper in wrappers.values():
+                wrapper.step()
+            return terms
+
+        model.train_step = train_step
+
+
+def test_several_optimizers_are_logged_as_before(tmp_path):
+    expected, found = (
+        run(tmp_path / str(i), info, hooks=[TwoOptimizers()])
+        for i, info in enumerate([dict(type='RuntimeInfoHook'), LATE])
+    )
+    assert found == expected
+    assert len(found['train/grad_norm']) == 12
 
 
 def test_an_interval_that_is_none():

@@ -5,6 +5,7 @@ A host that waits gives the GPU its next step late.
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
@@ -18,6 +19,13 @@ from ...checks import check_int
 Terms = Mapping[str, Tensor | float]
 
 
+class _Kind(NamedTuple):
+    """What tensors have in common that are kept in one."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
 class DeferredTerms:
     """Numbers by iteration, read some iterations at a time.
 
@@ -28,13 +36,23 @@ class DeferredTerms:
 
     def __init__(self, interval: int | None = None):
         self.interval = interval if interval is None else check_int('interval', interval)
-        self._held: list[tuple[int, Terms]] = []
+        self._held: list[tuple[int, dict[str, _Kind | float]]] = []
+        self._values: dict[_Kind, list[Tensor]] = defaultdict(list)  # of all terms that are tensors
         self._is_on_gpu = False
 
     def add(self, iteration: int, terms: Terms) -> None:
-        """Keeps the terms of an iteration, tensors of one element or numbers."""
-        held = {k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}
-        self._is_on_gpu = any(isinstance(v, Tensor) and v.is_cuda for v in held.values())
+        """Keeps the terms of an iteration, tensors of one element or numbers.
+
+        Tensors are copied, since a model may write to its own: all of a kind by one kernel.
+        """
+        held, kinds = dict(terms), defaultdict(list)
+        for name, value in terms.items():
+            if isinstance(value, Tensor):
+                held[name] = kind = _Kind(value.dtype, value.device)
+                kinds[kind].append(value.detach().reshape(()))
+        for kind, values in kinds.items():
+            self._values[kind].append(torch.stack(values))
+        self._is_on_gpu = any(kind.device.type == 'cuda' for kind in kinds)
         self._held.append((iteration, held))
 
     def is_due(self, runner, batch_idx: int) -> bool:
@@ -50,19 +68,12 @@ class DeferredTerms:
     def read(self) -> list[tuple[int, dict[str, float]]]:
         """Returns all that waits, in order, and forgets it; the host waits for the GPU once."""
         held, self._held = self._held, []
-        kinds = defaultdict(list)
-        for _, terms in held:
-            for value in terms.values():
-                if isinstance(value, Tensor):
-                    kinds[value.dtype, value.device].append(value.reshape(()))
-        numbers = {kind: iter(torch.stack(values).tolist()) for kind, values in kinds.items()}
+        numbers = {kind: iter(torch.cat(v).tolist()) for kind, v in self._values.items()}
+        self._values.clear()
         return [
             (
                 iteration,
-                {
-                    name: next(numbers[v.dtype, v.device]) if isinstance(v, Tensor) else v
-                    for name, v in terms.items()
-                },
+                {k: next(numbers[v]) if isinstance(v, _Kind) else v for k, v in terms.items()},
             )
             for iteration, terms in held
         ]
@@ -88,8 +99,10 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         wrapper = runner.optim_wrapper
-        is_plain = isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs
-        if is_plain and wrapper.clip_func is clip_grad_norm_:
+        # An OptimWrapperDict has none of these; its wrappers read their norms themselves.
+        clips = isinstance(wrapper, OptimWrapper) and getattr(wrapper, 'clip_grad_kwargs', None)
+        names_norm = hasattr(wrapper, 'grad_name')
+        if clips and names_norm and getattr(wrapper, 'clip_func', None) is clip_grad_norm_:
             wrapper.clip_func = self._clip
 
     def _clip(self, *args, **kwargs) -> None:
