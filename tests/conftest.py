@@ -4,6 +4,9 @@ import torch
 import kat_mm.rational  # noqa: F401
 from kat_mm.rational.op import compiled_devices
 
+# A GPU's convolutions of fp32 are else of 11 bits, and differ with the layout of memory.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def device(request):
