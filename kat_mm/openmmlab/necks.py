@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import models
 from ..checks import check_bool, check_int
 from ..errors import ConfigError
-from .channels_last import put_channels_last
+from .channels_last import init_in_order, put_channels_last
 
 
 @MODELS.register_module()
@@ -89,8 +89,15 @@ class RescalingFPN(Sequential):
         )
         super().__init__(_Rescale(in_channels, num_groups), MODELS.build(fpn))
         self.in_channels = in_channels
-        if check_bool('channels_last', channels_last):
+        self.channels_last = check_bool('channels_last', channels_last)
+        if channels_last:
             put_channels_last(self)
+
+    def init_weights(self) -> None:
+        if self.channels_last:
+            init_in_order(super().init_weights, self)
+        else:
+            super().init_weights()
 
 
 class _Rescale(nn.Module):

@@ -23,7 +23,7 @@ from ...detection import mask_targets
 from ...detection.constants import constant
 from ...errors import ConfigError
 from ..batches.packed_masks import are_of_one_kind, packed_masks
-from ..channels_last import channels_last, put_channels_last
+from ..channels_last import channels_last, init_in_order, put_channels_last
 from .choice_checks import unsupported_choice
 from .roi_extractor import is_poolable, pool_rois
 from .roi_losses import (
@@ -70,9 +70,15 @@ class BatchedRoIHead(StandardRoIHead):
         self.padded_masks = padded_masks
         if reason := self._unsupported():
             raise ConfigError(f'{type(self).__name__}: {reason}; use StandardRoIHead')
-        for head in (self.bbox_head, getattr(self, 'mask_head', None)):
-            if head is not None and _begins_with_convolution(head):
-                put_channels_last(head)
+        put_channels_last(*self._convolutional())
+
+    def init_weights(self) -> None:
+        init_in_order(super().init_weights, *self._convolutional())
+
+    def _convolutional(self) -> list[nn.Module]:
+        """Returns the heads whose first layer is a convolution."""
+        heads = (self.bbox_head, getattr(self, 'mask_head', None))
+        return [head for head in heads if head is not None and _begins_with_convolution(head)]
 
     def _unsupported(self) -> str | None:
         """Names what in the config this head cannot do, if anything."""

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ...detection import assign, box_deltas, sample
-from ..channels_last import put_channels_last
+from ..channels_last import init_in_order, put_channels_last
 from . import batched_rpn_layers as layers
 from .anchor_grid import AnchorGrid, Grid, valid_anchors
 from .batched_rpn_checks import check_head, takes_cfg
@@ -51,6 +51,9 @@ class BatchedRPNHead(RPNHead):
         check_head(self)
         put_channels_last(self)
         self.grid = AnchorGrid(self.prior_generator)
+
+    def init_weights(self) -> None:
+        init_in_order(super().init_weights, self)
 
     def draw_keys(self, shape: tuple[int, int], device: torch.device) -> Tensor:
         """Draws a number in [0, 1) for each anchor; the smallest ones decide which are sampled."""

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import ConfigError
 from ...segmentation import adaptive_avg_pool2d, upsample_bilinear, upsample_cross_entropy
-from ..channels_last import channels_last, put_channels_last
+from ..channels_last import channels_last, init_in_order, put_channels_last
 from .losses import WeightedCrossEntropyLoss
 
 EPS = torch.finfo(torch.float32).eps  # what mmseg adds to what it divides by
@@ -72,6 +72,9 @@ class FusedMultiLevelNeck(MultiLevelNeck):
         super().__init__(*args, **kwargs)
         put_channels_last(self)
 
+    def init_weights(self) -> None:
+        init_in_order(super().init_weights, self)
+
     def forward(self, inputs) -> tuple[Tensor, ...]:
         with _OwnResizing():
             return super().forward(channels_last(inputs))
@@ -110,6 +113,9 @@ class FusedLoss:
             if weight is not None:
                 weight = torch.tensor(weight, dtype=torch.float32)
             self.register_buffer(f'class_weight_{i}', weight, persistent=False)
+
+    def init_weights(self) -> None:
+        init_in_order(super().init_weights, self)
 
     def forward(self, inputs) -> Tensor:
         with _OwnResizing():
