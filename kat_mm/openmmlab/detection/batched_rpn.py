@@ -17,9 +17,9 @@ from ..channels_last import init_in_order, put_channels_last
 from . import batched_rpn_layers as layers
 from .anchor_grid import AnchorGrid, Grid, valid_anchors
 from .batched_rpn_checks import check_head, takes_cfg
-from .batched_rpn_losses import box_loss, classification_loss
 from .batched_rpn_proposals import propose
 from .ground_truth import padded_ground_truth, to_device
+from .losses import box_loss, classification_loss
 from .proposals import Proposals
 
 

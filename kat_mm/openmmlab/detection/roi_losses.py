@@ -7,13 +7,12 @@ rows take part, and masks say what counts.
 import torch
 import torch.nn.functional as F
 from mmdet.models.losses import CrossEntropyLoss, L1Loss, SmoothL1Loss
-from mmdet.models.losses.smooth_l1_loss import l1_loss, smooth_l1_loss
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor, nn
 
 from ...detection import box_deltas
-from .cross_entropy import softmax_cross_entropy
+from .losses import box_loss, softmax_cross_entropy
 from .roi_samples import RoISamples
 
 
@@ -90,11 +89,8 @@ def box_losses(
         # A sum of one number and zeros: the gradient of an index is scattered, here it is written.
         classes = torch.arange(head.num_classes, device=labels.device)
         prediction = torch.where((labels[:, None] == classes)[..., None], of_classes, 0).sum(1)
-    loss = head.loss_bbox
-    options = dict(beta=loss.beta) if type(loss) is SmoothL1Loss else {}
-    function = smooth_l1_loss if options else l1_loss
-    losses['loss_bbox'] = loss.loss_weight * function(
-        prediction.float(), box_target, box_weights, avg_factor=count, **options
+    losses['loss_bbox'] = box_loss(
+        head.loss_bbox, prediction.float(), box_target, box_weights, count
     )
     return losses
 

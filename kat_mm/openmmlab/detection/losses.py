@@ -1,4 +1,4 @@
-"""The losses of anchors that mmdet's modules compute, without their waits for the GPU."""
+"""Losses that mmdet's modules compute, of anchors and of RoIs, without their waits for the GPU."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,6 @@ from mmdet.models.losses import CrossEntropyLoss, L1Loss, SmoothL1Loss, l1_loss,
 from torch import Tensor, nn
 
 from ...detection.constants import constant
-from .cross_entropy import softmax_cross_entropy
 
 EPS = torch.finfo(torch.float32).eps  # what mmdet adds to what it divides by
 
@@ -28,6 +27,33 @@ def classification_loss(
         scores[:, 0], target, weight, pos_weight=positive, reduction='sum'
     )
     return loss.loss_weight * (total / (avg_factor + EPS))
+
+
+def softmax_cross_entropy(
+    loss: CrossEntropyLoss, scores: Tensor, labels: Tensor, weight: Tensor, avg_factor: Tensor
+) -> Tensor:
+    """Computes what a CrossEntropyLoss without use_sigmoid and use_mask does.
+
+    mmdet makes a tensor of its list of class weights in each call, for which the host waits.
+
+    Args:
+        scores: [M, C], logits.
+        labels: [M], int64.
+        weight: [M].
+        avg_factor: what the sum is divided by, a tensor of one number.
+    """
+    of_classes = loss.class_weight
+    value = loss.cls_criterion(
+        scores,
+        labels,
+        weight,
+        class_weight=None if of_classes is None else constant(of_classes, scores),
+        reduction=loss.reduction,
+        avg_factor=avg_factor,
+        ignore_index=loss.ignore_index,
+        avg_non_ignore=loss.avg_non_ignore,
+    )
+    return loss.loss_weight * value
 
 
 def box_loss(
