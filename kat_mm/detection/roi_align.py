@@ -81,7 +81,7 @@ def multilevel_roi_align(
 
 def _check(maps, rois, levels, scales) -> None:
     shapes = [tuple(x.shape) for x in maps]
-    fits = bool(maps) and len(maps) == len(scales)
+    fits = len(maps) == len(scales) > 0
     if not fits or any(len(s) != 4 or s[:2] != shapes[0][:2] for s in shapes):
         raise ValueError(
             'multilevel_roi_align: maps must be [B, C, H, W] with the same B and C, and there must '

@@ -14,6 +14,7 @@ from kat_mm.rational.op import compiled_devices
 
 pytestmark = pytest.mark.gpu
 HEAD = dict(channels=16, num_classes=7, norm_cfg=dict(type='BN'))
+LOADER = Config(dict(train_dataloader=dict(batch_size=2, dataset=dict(pipeline=[]))))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def build(kind='FusedEncoderDecoder', fused='Fused'):
 
 
 def train(model, steps=8, **wrapper):
-    batches = random_batches(model, 2, 3)
+    batches = random_batches(LOADER, model, 3)
     optimizer = dict(type='AdamW', lr=1e-3, fused=True)
     config = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False))
     with DefaultScope.overwrite_default_scope('mmengine'):
@@ -102,7 +103,7 @@ def test_fifty_steps_end_with_the_same_bits():
 
 def test_labels_by_graphs():
     model = build().eval()
-    batch = random_batches(model, 2, 1)[0]
+    batch = random_batches(LOADER, model, 1)[0]
     expected = [s.pred_sem_seg.data for s in model.test_step(dict(batch))]
     parts = graph_parts(model, default_parts(model), warmup=1)
     with torch.no_grad():
