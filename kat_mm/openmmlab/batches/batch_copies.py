@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -54,9 +55,9 @@ def _copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         return []
     is_pinned = device.type == 'cuda'
     pinned = torch.empty(places[-1].stop, dtype=torch.uint8, pin_memory=is_pinned)
-    for dtype, place in zip(dtypes, places, strict=True):
-        flat = [tensors[i].reshape(-1) for i in of_dtype[dtype]]
-        torch.cat(flat, out=pinned[place].view(dtype))
+    # By numpy: torch spreads copies over all cores, which are the loader's workers'.
+    flat = [tensors[i].detach().reshape(-1) for dtype in dtypes for i in of_dtype[dtype]]
+    np.concatenate([x.view(torch.uint8).numpy() for x in flat], out=pinned.numpy())
     there = pinned.to(device, non_blocking=True)
     copies = [None] * len(tensors)
     for dtype, place in zip(dtypes, places, strict=True):

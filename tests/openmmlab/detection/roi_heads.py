@@ -90,6 +90,15 @@ def build(cfg, device='cpu', trained=False):
     return head.to(device)
 
 
+def smooth(head):
+    """Replaces ReLUs: one near zero, open here and shut there, would change whole gradients."""
+    for module in [*head.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU):
+                setattr(module, name, torch.nn.Softplus())
+    return head
+
+
 def maps(device='cpu', batch=3, dtype=torch.float32):
     return tuple(
         torch.randn(batch, CHANNELS, SIZE[0] // s, SIZE[1] // s, device=device).to(dtype)
