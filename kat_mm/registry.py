@@ -49,6 +49,9 @@ class Registry:
     def __contains__(self, name: object) -> bool:
         return name in self._classes
 
+    def __getitem__(self, name: str) -> type:
+        return self._classes[name]
+
     def __iter__(self):
         return iter(self._classes)
 

@@ -93,8 +93,8 @@ class KArAt(ProjectedAttention):
             nn.init.zeros_(self.gate)
 
     def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        y = self.operator(*split_heads(x, self.num_heads), grid, mask)
-        if self.gate is None:
-            return join_heads(y)
-        gated = join_heads(self.gate[:, None, None].to(y.dtype) * y)
-        return softmax_attention(x, self.num_heads, mask) + gated
+        y = None if mask is not None else self.operator.by_kernels(x, grid, self.gate)
+        if y is None:
+            y = self.operator(*split_heads(x, self.num_heads), grid, mask)
+            y = join_heads(y if self.gate is None else self.gate[:, None, None].to(y.dtype) * y)
+        return y if self.gate is None else softmax_attention(x, self.num_heads, mask) + y

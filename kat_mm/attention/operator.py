@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..arithmetic import is_symbol
 from ..rational.torch_internals import has_tangents, is_transformed
 from .bases import Basis, LinearBasis
+from .operator_attention import is_served, operator_attention
 from .tokens import Tokens
 from .units import UnitLayer
 
@@ -104,8 +104,7 @@ class Operator(nn.Module):
     ) -> Tensor:
         """Computes the operator of the rows of q k^T / sqrt(d), times v.
 
-        Arithmetic is fp32, or fp64 for fp64; where kernels serve, products of matrices are in the
-        dtype of q.
+        Arithmetic is fp32, or fp64 for fp64.
 
         Args:
             q, k, v: [B, heads, N, d] each.
@@ -118,26 +117,37 @@ class Operator(nn.Module):
         q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
         with _without_autocast(v.device.type):
-            if mask is None and (y := self._by_kernels(q, k, v, grid)) is not None:
-                return y
             return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
 
-    def _by_kernels(self, q, k, v, grid) -> Tensor | None:
-        """Computes the result by kernels that store no scores, where these serve.
+    def by_kernels(
+        self, qkv: Tensor, grid: tuple[int, int], gate: Tensor | None = None
+    ) -> Tensor | None:
+        """Computes the same of qkv [B, N, 3 * heads * d] by kernels that store no scores.
 
-        Products with W and with v are in the dtype of v.
+        Products of matrices are in the dtype of qkv.
+
+        Args:
+            qkv: queries, keys and values of all heads.
+            grid: (h, w) of the map behind the prefix tokens.
+            gate: what to multiply the result of each head by, [heads].
+
+        Returns:
+            [B, N, heads * d]; None where no kernels serve.
         """
         units = self.units
         if self.form != 'w_phi' or self.simplex or units.base or is_transformed() or has_tangents():
             return None
-        coefficients = units.units(self._fitted_to(grid, torch.float32), 2).coefficients
-        z = units.basis.score_sums(q, k, coefficients)
-        if z is None:
+        if getattr(units.basis, 'kernel', None) is None or not is_served(qkv, units.coefficients):
             return None
-        ratio = self.tokens.count / k.shape[2]
-        weight = self._fit(self.weight, 1, grid).mT.float() * ratio**2
-        weight = F.pad(weight, (0, 0, 0, z.shape[-1] - weight.shape[1]))
-        return z.to(v.dtype) @ (weight.to(v.dtype) @ v)
+        heads, count, _ = self.weight.shape
+        with _without_autocast(qkv.device.type):
+            fit = self._fitted_to(tuple(grid), torch.float32)
+            coefficients, weight = units.units(fit, 2).coefficients, fit(self.weight, 1)
+            if gate is not None:
+                weight = weight * gate[:, None, None]
+            ratio, dims = count / qkv.shape[1], qkv.shape[2] // (3 * heads)
+            scales = dims**-0.5, ratio, ratio
+            return operator_attention(qkv, coefficients, weight, scales, units.basis)
 
     def _forward(self, q, k, v, grid, mask):
         present, count = None, k.shape[2]

@@ -26,11 +26,28 @@ class BSpline(LinearBasis):
         if not check_number('basis.limit', limit) > 0:
             raise ConfigError(f'basis.limit={limit} must be positive')
         self.limit = limit
+        self.kernel_parameter = float(limit)
         self.count = grid_size + 3
+        self.per_score = grid_size / (2 * limit)  # intervals
+
+    kernel = 'b_spline'
+
+    @classmethod
+    def of_kernel(cls, count: int, parameter: float) -> 'BSpline':
+        return cls(count - 3, parameter)
 
     def functions(self, x: Tensor) -> Iterator[Tensor]:
-        x = (x + self.limit) * (self.grid_size / (2 * self.limit))  # in intervals
-        for i in range(self.count):
-            distance = (x - (i - 1)).abs()  # to the middle of the spline, which is 4 intervals wide
-            outer, inner = (2 - distance).clamp(min=0), (1 - distance).clamp(min=0)
+        for _, outer, inner in self._places(x):
             yield (outer**3 - 4 * inner**3) / 6
+
+    def slopes(self, x: Tensor) -> Iterator[Tensor]:
+        for place, outer, inner in self._places(x):
+            yield place.sign() * (4 * inner**2 - outer**2) * (0.5 * self.per_score)
+
+    def _places(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Computes where x is in each spline, as intervals from its middle, and from its ends."""
+        x = (x + self.limit) * self.per_score
+        for i in range(self.count):
+            place = x - (i - 1)
+            distance = place.abs()  # to the middle of the spline, which is 4 intervals wide
+            yield place, (2 - distance).clamp(min=0), (1 - distance).clamp(min=0)

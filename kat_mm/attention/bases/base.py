@@ -52,18 +52,6 @@ class Basis:
         y = self.evaluate(x.unsqueeze(-2), coefficients.unsqueeze(-4))
         return (y if weight is None else y * weight.unsqueeze(-2)).sum(-1)
 
-    def score_sums(self, q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor | None:
-        """Computes `sums` of scores q k^T without storing these, where the basis has kernels.
-
-        Args:
-            q, k: [B, heads, n, d] and [B, heads, q, d].
-            coefficients: [heads, p, q, count].
-
-        Returns:
-            [B, heads, n, p or more], zeros behind p; None where nothing serves.
-        """
-        return None
-
     def draw(self, *shape: int) -> Tensor:
         """Draws the coefficients [*shape, count] that units start with: N(0, 1)."""
         return torch.randn(*shape, self.count)
@@ -82,7 +70,20 @@ class Basis:
 
 
 class LinearBasis(Basis):
-    """A basis whose functions are sums of `count` fixed ones, times the coefficients."""
+    """A basis whose functions are sums of `count` fixed ones, times the coefficients.
+
+    Attributes:
+        kernel: its name in `kernel_functions`, by which it is registered; None without kernels.
+        kernel_parameter: what these know of it, but for `count`.
+    """
+
+    kernel: str | None = None
+    kernel_parameter = 0.0
+
+    @classmethod
+    def of_kernel(cls, count: int, parameter: float) -> 'LinearBasis':
+        """Returns the basis with so many functions, and with this parameter."""
+        raise NotImplementedError(f'{cls.__name__} needs a method of_kernel(count, parameter)')
 
     @property
     def scales(self) -> int:
@@ -91,6 +92,10 @@ class LinearBasis(Basis):
     def functions(self, x: Tensor) -> Iterator[Tensor]:
         """Computes the fixed functions of x elementwise, one after the other."""
         raise NotImplementedError(f'{type(self).__name__} needs a method functions(x)')
+
+    def slopes(self, x: Tensor) -> Iterator[Tensor]:
+        """Computes the derivatives of the fixed functions at x; kernels need them."""
+        raise NotImplementedError(f'{type(self).__name__} needs a method slopes(x)')
 
     def evaluate(self, x: Tensor, coefficients: Tensor) -> Tensor:
         return sum(y * coefficients[..., i] for i, y in enumerate(self.functions(x)))

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from ...checks import check_int
 from ...registry import BASES
-from ..fourier_sums import fourier_sums, is_served
 from .base import LinearBasis
 
 
@@ -25,6 +24,12 @@ class Fourier(LinearBasis):
         self.grid_size = check_int('basis.grid_size', grid_size)
         self.count = 2 * grid_size
 
+    kernel = 'fourier'
+
+    @classmethod
+    def of_kernel(cls, count: int, parameter: float) -> 'Fourier':
+        return cls(count // 2)
+
     def functions(self, x: Tensor) -> Iterator[Tensor]:
         cos, sin = first = x.cos(), x.sin()
         yield from first
@@ -33,5 +38,8 @@ class Fourier(LinearBasis):
             yield cos
             yield sin
 
-    def score_sums(self, q: Tensor, k: Tensor, coefficients: Tensor) -> Tensor | None:
-        return fourier_sums(q, k, coefficients) if is_served(q, coefficients) else None
+    def slopes(self, x: Tensor) -> Iterator[Tensor]:
+        functions = self.functions(x)
+        for g, (cos, sin) in enumerate(zip(functions, functions, strict=True), start=1):
+            yield -g * sin
+            yield g * cos
