@@ -30,10 +30,14 @@ class Operator(nn.Module):
     - 'phi_phi': Phi2(Phi1(s)), of r x N and N x r functions.
     - 'phi': Phi(s), of N x N functions.
 
-    Its start keeps the variance: for scores of N(0, 1) the weights have variance 1 / N, so that
-    the sum over N values has the variance of one. With coefficients of N(0, 1) that is
-    W ~ N(0, 1 / (r m N^2)) for 'w_phi', where m = E[phi(x)^2] (G for a Fourier basis); the other
-    forms scale the coefficients themselves. The paper does not tell how its W starts.
+    What Phi or W sum over the N tokens is divided by sqrt(N), and the weights that result by N.
+    So all parameters start with a size of about 1 for any N, and one learning rate suits them:
+    undivided, the W that gives weights of the right size has entries below 1e-3, which an
+    optimizer such as Adam, whose steps have the size of the learning rate, changes severalfold in
+    each step. The paper does not tell how its W starts. Here weights start with a variance of
+    1 / N^2 for scores of N(0, 1), as those of their softmax have, (e - 1) / N^2: with coefficients
+    of N(0, 1) that is W ~ N(0, 1 / (r m)) for 'w_phi', where m = E[phi(x)^2] (G for a Fourier
+    basis); the other forms scale the coefficients themselves.
 
     On a map of another size than it is made for, sums over tokens are multiplied by N0 / N. Within
     windows, the smaller ones at the right and bottom edges have those entries of parameters that
@@ -79,16 +83,16 @@ class Operator(nn.Module):
         if form == 'w_phi':
             self.units = layer(rank, count)
             self.weight = nn.Parameter(torch.empty(num_heads, count, rank))
-            self._std = 1 / (count * math.sqrt(rank * self.units.mean_square()))
+            self._std = 1 / math.sqrt(rank * self.units.mean_square())
         elif form == 'phi_w':
             self.weight = nn.Parameter(torch.empty(num_heads, rank, count))
-            self._std = 1 / math.sqrt(count)
-            self.units = layer(count, rank, 1 / count)
+            self._std = 1.0
+            self.units = layer(count, rank, 1.0)
         elif form == 'phi_phi':
-            self.units = layer(rank, count, 1.0)
-            self.units2 = layer(count, rank, 1 / count)
+            self.units = layer(rank, count, count)
+            self.units2 = layer(count, rank, 1.0)
         else:
-            self.units = layer(count, count, 1 / count)
+            self.units = layer(count, count, count)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -98,6 +102,11 @@ class Operator(nn.Module):
         for layer in (self.units, self.units2):
             if layer is not None:
                 layer.reset_parameters()
+
+    def scales(self, count: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Returns what sums over `count` tokens are multiplied by: those of Phi or W, of values."""
+        made_for = self.tokens.count
+        return math.sqrt(made_for) / count, 1 / count
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], mask: Tensor | None = None
@@ -139,14 +148,13 @@ class Operator(nn.Module):
             return None
         if getattr(units.basis, 'kernel', None) is None or not is_served(qkv, units.coefficients):
             return None
-        heads, count, _ = self.weight.shape
+        dims = qkv.shape[2] // (3 * len(self.weight))
         with _without_autocast(qkv.device.type):
             fit = self._fitted_to(tuple(grid), torch.float32)
             coefficients, weight = units.units(fit, 2).coefficients, fit(self.weight, 1)
             if gate is not None:
                 weight = weight * gate[:, None, None]
-            ratio, dims = count / qkv.shape[1], qkv.shape[2] // (3 * heads)
-            scales = dims**-0.5, ratio, ratio
+            scales = dims**-0.5, *self.scales(qkv.shape[1])
             return operator_attention(qkv, coefficients, weight, scales, units.basis)
 
     def _forward(self, q, k, v, grid, mask):
@@ -156,16 +164,16 @@ class Operator(nn.Module):
             present = mask.isfinite().to(q.dtype)
             count, grid = present.sum(-1, keepdim=True), self.tokens.grid
             v = v * present.mT
-        ratio = self.tokens.count / count  # of what sums over tokens are made for
+        inner, outer = self.scales(count)
         fit = self._fitted_to(grid, q.dtype)
-        rows = self._rows(fit, present, ratio)
+        rows = self._rows(fit, present, inner)
         if self.form == 'w_phi' and not self.simplex:
             # (W Phi(S)) V is Phi(S) (W^T V).
-            values = fit(self.weight, 1).mT @ v * ratio
+            values = fit(self.weight, 1).mT @ v * outer
         elif self.simplex:
-            rows, values = self._projected(rows, present), v
+            rows, values = self._projected(rows, present, 1 / self.tokens.count), v
         else:
-            values = v * ratio
+            values = v * outer
         return self._in_chunks(lambda q, k, values: rows(q @ k.mT) @ values, q, k, values)
 
     def _fitted_to(
@@ -173,30 +181,30 @@ class Operator(nn.Module):
     ) -> Callable[[Tensor, int], Tensor]:
         return lambda x, dim: self._fit(x.to(dtype), dim, grid)
 
-    def _rows(self, fit, present, ratio) -> Callable[[Tensor], Tensor]:
+    def _rows(self, fit, present, inner) -> Callable[[Tensor], Tensor]:
         """Returns what maps scores [B, heads, n, N] to weights, or for 'w_phi' to Phi of them."""
         if self.form == 'w_phi':
             units = self.units.units(fit, 2)
-            inner = lambda s: units.sums(s, present) * ratio  # noqa: E731
+            z = lambda s: units.sums(s, present) * inner  # noqa: E731
             if not self.simplex:
-                return inner
+                return z
             weight = fit(self.weight, 1)
-            return lambda s: inner(s) @ weight.mT
+            return lambda s: z(s) @ weight.mT
         if self.form == 'phi_w':
             weight, units = fit(self.weight, 2), self.units.units(fit, 1)
-            return lambda s: units.sums((s if present is None else s * present) @ weight.mT * ratio)
+            return lambda s: units.sums((s if present is None else s * present) @ weight.mT * inner)
         if self.form == 'phi_phi':
             first, second = self.units.units(fit, 2), self.units2.units(fit, 1)
-            return lambda s: second.sums(first.sums(s, present) * ratio)
+            return lambda s: second.sums(first.sums(s, present) * inner)
         units = self.units.units(fit, 1, 2)
-        return lambda s: units.sums(s, present) * ratio
+        return lambda s: units.sums(s, present) * inner
 
     @staticmethod
-    def _projected(rows, present) -> Callable[[Tensor], Tensor]:
+    def _projected(rows, present, scale: float) -> Callable[[Tensor], Tensor]:
         absent = None if present is None else present == 0
 
         def projected(s: Tensor) -> Tensor:
-            y = rows(s)
+            y = rows(s) * scale
             return project_on_simplex(y if absent is None else y.masked_fill(absent, -1e30))
 
         return projected

@@ -97,16 +97,20 @@ def naive_rows(layer, basis, scores):
     op = layer.operator
     result = []
     for head, row in enumerate(scores):
-        row = row.tolist()
+        row, count = row.tolist(), len(row)
+
+        def scaled(row, count=count):
+            return [x / math.sqrt(count) for x in row]
+
         if op.form == 'w_phi':
-            row = product(op.weight[head], apply(op.units, head, row))
+            row = product(op.weight[head], scaled(apply(op.units, head, row)))
         elif op.form == 'phi_w':
-            row = apply(op.units, head, product(op.weight[head], row))
+            row = apply(op.units, head, scaled(product(op.weight[head], row)))
         elif op.form == 'phi_phi':
-            row = apply(op.units2, head, apply(op.units, head, row))
+            row = apply(op.units2, head, scaled(apply(op.units, head, row)))
         else:
-            row = apply(op.units, head, row)
-        result.append(row)
+            row = scaled(apply(op.units, head, row))
+        result.append([x / count for x in row])
     return torch.tensor(result, dtype=torch.float64)
 
 
@@ -158,7 +162,7 @@ def test_options_equal_the_loops(options):
     x = torch.randn(1, 7, DIMS, dtype=torch.float64)
     with torch.no_grad():
         if options.get('simplex'):
-            layer.operator.weight.mul_(5)  # so that some entries are zero and some are not
+            layer.operator.weight.mul_(20)  # so that some entries are zero and some are not
         torch.testing.assert_close(
             layer(x, (2, 3)), naive(layer, fourier, x), rtol=1e-10, atol=1e-10
         )
@@ -212,13 +216,17 @@ def test_starts_as_the_softmax_model_bit_for_bit():
 
 @pytest.mark.parametrize('form', operator.FORMS)
 @pytest.mark.parametrize('basis', ['fourier', 'chebyshev', 'b_spline', 'rational', 'dog', 'morlet'])
-def test_starts_with_the_variance_of_the_values(basis, form):
+def test_starts_with_the_spread_of_softmax(basis, form):
+    """Weights of scores of N(0, 1) vary by about 1 / N; parameters have a size of about 1."""
     torch.manual_seed(0)
     layer = KArAt(64, 4, (6, 6), basis=basis, form=form, rank=48).operator
-    k = torch.randn(16, 4, 36, 16)
-    q = torch.randn(16, 4, 36, 16)
-    y = layer(q, k, torch.randn(16, 4, 36, 16), (6, 6))
-    assert 0.6 < y.var().item() < 1.6
+    q, k, v = torch.randn(3, 16, 4, 36, 16)
+    y = layer(q, k, v, (6, 6))
+    assert 0.6 < y.var().item() * 36 < 1.6
+    softmax = F.scaled_dot_product_attention(q, k, v)
+    assert 0.3 < y.var().item() / softmax.var().item() < 1.2
+    for name, parameter in layer.named_parameters():
+        assert 0.05 < parameter.square().mean().sqrt() < 10, name
 
 
 @pytest.mark.parametrize(
@@ -260,8 +268,8 @@ def test_windows_at_the_edges_take_the_parameters_of_their_places():
         wide[..., :2] = scores
         op = layer.operator
         functions = [f * F.pad(torch.ones(2), (0, 7)) for f in op.units.basis.functions(wide)]
-        z = sum(f @ op.units.coefficients[..., i].mT for i, f in enumerate(functions)) * 9 / 2
-        wanted = z @ (op.weight[:, :2].mT @ v) * 9 / 2
+        z = sum(f @ op.units.coefficients[..., i].mT for i, f in enumerate(functions)) * 3 / 2
+        wanted = z @ (op.weight[:, :2].mT @ v) / 2
     torch.testing.assert_close(y, layer.proj(wanted.transpose(1, 2).reshape(1, 2, -1)))
 
 
@@ -294,11 +302,12 @@ def test_larger_maps_interpolate_what_belongs_to_tokens():
             t = t.movedim(dim, -1)
             maps = t[..., 1:].reshape(-1, 1, 2, 2)
             maps = F.interpolate(maps, (4, 4), mode='bilinear').view(*t.shape[:-1], 16)
-            return torch.cat([t[..., :1], maps], -1).movedim(-1, dim) * 5 / 17
+            return torch.cat([t[..., :1], maps], -1).movedim(-1, dim)
 
         op = wide.operator
         op.weight.copy_(resized(layer.operator.weight, 1))
-        op.units.coefficients.copy_(resized(layer.operator.units.coefficients, 2))
+        coefficients = resized(layer.operator.units.coefficients, 2)
+        op.units.coefficients.copy_(coefficients * math.sqrt(5 / 17))
         torch.testing.assert_close(y, wide(x, (4, 4)))
 
 
