@@ -212,7 +212,10 @@ class Operator(nn.Module):
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
-    return nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
+    # Where there is none, an exported program has no region of its own for this either.
+    if device == 'meta' or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def project_on_simplex(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from functools import partial
 from timm.layers import Mlp
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..attention.karat import KArAt
 from ..attention.mimetic import skip_mimetic_init
@@ -34,14 +34,19 @@ GRID_SIZES = {'tiny': 3, 'small': 3, 'base': 1}  # the best G of the paper
 register_notrace_module(KArAt)  # its chunks depend on shapes, so that torch.fx takes it whole
 
 
+@fx.wrap  # torch.fx traces all arguments of a model, and knows only later that there is no mask
+def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        raise ConfigError('KArAt takes neither attn_mask nor is_causal: its sums are of all tokens')
+
+
 class KArAtBlock(Block):
     """timm's ViT block with an attention that is told the grid (h, w) of its tokens."""
 
     grid: tuple[int, int]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False):
-        if attn_mask is not None or is_causal:
-            raise ConfigError('KArAt takes no attn_mask: its sums are over all tokens')
+        _refuse_mask(attn_mask, is_causal)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), self.grid)))
         return x + self.drop_path2(self.ls2(feed_forward(self.mlp, self.norm2, x)))
 

@@ -38,6 +38,24 @@ def test_what_is_not_used_or_drawn_anew_is_listed(tmp_path, caplog):
     assert unused.endswith('not used: head.weight, head.bias')
 
 
+@pytest.mark.parametrize('shared', [False, 'operator'])
+def test_gated_attention_starts_as_the_softmax_model(shared, tmp_path, caplog):
+    path = save(tmp_path / 'a.pth', published().state_dict())
+    windows = dict(window_size=2, global_blocks=(1,))
+    gated = backbone(path, attention=dict(windows, type='KArAt', base='softmax', shared=shared))
+    gated.init_weights()
+    [drawn] = [text for text in caplog.messages if 'drawn anew' in text]
+    parts = ['gate', 'operator.weight', 'operator.units.coefficients']
+    keys = [f'blocks.{i}.attn.{part}' for i in (0, 1) for part in parts]
+    assert sorted(drawn.partition('drawn anew: ')[2].split(', ')) == sorted(keys)
+    softmax = backbone(path, attention=windows)
+    softmax.init_weights()
+    images = torch.randn(2, 3, 80, 64)
+    with torch.no_grad():
+        for one, other in zip(gated(images), softmax(images), strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ('name', 'keys'),
     [
