@@ -86,8 +86,6 @@ class KArAtTransformer(KATTransformer):
             **{**kwargs, 'block_fn': KArAtBlock, 'mlp_layer': layer, 'weight_init': 'skip'}
         )
         grid, like = self.patch_embed.grid_size, self.blocks[0].attn.qkv.weight
-        if grid is None:
-            raise ConfigError('KArAt needs an img_size, for whose tokens its functions are made')
         with skip_mimetic_init():
             attentions = [
                 *build_attentions(

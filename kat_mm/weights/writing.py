@@ -47,7 +47,7 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies what several keys share, as blocks may share parameters: safetensors has no sharing."""
+    """Copies what keys share, as blocks may share parameters; safetensors knows no sharing."""
     places, apart = set(), {}
     for key, value in weights.items():
         place = value.untyped_storage().data_ptr()
