@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..arithmetic import is_symbol
+from ..errors import ConfigError
 from ..rational.torch_internals import has_tangents, is_transformed
 from .bases import Basis, LinearBasis
 from .tokens import Tokens
 from .units import UnitLayer
 
 FORMS = ('w_phi', 'phi_w', 'phi_phi', 'phi')
+FULL_RANK = 256  # tokens up to which functions for all pairs of them are worth their number
 CHUNK = 2**22  # values of functions that are there at a time
 
 
@@ -69,6 +71,7 @@ class Operator(nn.Module):
     ):
         super().__init__()
         self.tokens, self.form, self.simplex = tokens, form, simplex
+        self.is_window = is_window
         self._fit = tokens.crop if is_window else tokens.resize
         count = tokens.count
 
@@ -114,13 +117,35 @@ class Operator(nn.Module):
 
         Returns:
             [B, heads, N, d] in the dtype of v.
+
+        Raises:
+            ConfigError: for a number of tokens that is not the grid's, and for a grid that the
+                functions cannot be fitted to.
         """
+        self._check(k.shape[2], grid, mask)
         q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
         with _without_autocast(v.device.type):
             if mask is None and (y := self._by_kernels(q, k, v, grid)) is not None:
                 return y
             return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
+
+    def _check(self, count: int, grid: tuple[int, int], mask: Tensor | None) -> None:
+        made = self.tokens
+        if is_symbol(count) or is_symbol(sum(grid)):
+            return
+        size = f'{grid[0]} x {grid[1]}'
+        if count != (made.count if mask is not None else made._replace(grid=grid).count):
+            raise ConfigError(
+                f'KArAt: {count} tokens are not those of a map of {size} and a prefix of '
+                f'{made.prefix}: give the grid (h, w) of the map'
+            )
+        if self.is_window and (grid[0] > made.grid[0] or grid[1] > made.grid[1]):
+            raise ConfigError(
+                f'KArAt: a window of {size} tokens is larger than {made.grid[0]} x {made.grid[1]}, '
+                'which its functions are made for'
+            )
+        check_pairs(self.form, count)
 
     def _by_kernels(self, q, k, v, grid) -> Tensor | None:
         """Computes the result by kernels that store no scores, where these serve.
@@ -209,6 +234,19 @@ class Operator(nn.Module):
             for chunk in chunks
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def check_pairs(form: str, count: int) -> None:
+    """Checks that there are not too many pairs of tokens for functions of all of them.
+
+    Raises:
+        ConfigError: if there are.
+    """
+    if form == 'phi' and count > FULL_RANK:
+        raise ConfigError(
+            f"attention.form='phi' has functions for all pairs of {count} tokens; it is for at "
+            f"most {FULL_RANK}: choose windows, or form='w_phi'"
+        )
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
