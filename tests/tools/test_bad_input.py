@@ -38,8 +38,8 @@ def test_missing_config(run_tool, tool):
     run = run_tool(ROOT, tool, 'configs/kat_mask_rcnn_coco.py', *checkpoint)
     assert run.error() == (
         'config configs/kat_mask_rcnn_coco.py does not exist; did you mean '
-        'configs/kat_maskrcnn_coco.py or kat_mm::coco/kat_tiny_maskrcnn_coco.py or '
-        'kat_mm::coco/kat_base_maskrcnn_coco.py?'
+        'configs/kat_maskrcnn_coco.py or configs/karat_maskrcnn_coco.py or '
+        'kat_mm::coco/kat_tiny_maskrcnn_coco.py?'
     )
 
 
