@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..checks import check_bool, check_int
 from ..errors import ConfigError
 from ..registry import ATTENTIONS, BASES, Config
-from .operator import FORMS, Operator, check_pairs
+from .operator import FORMS, Operator
 from .projections import ProjectedAttention, join_heads, split_heads
 from .softmax import softmax_attention
 from .tokens import Tokens
@@ -64,7 +64,6 @@ class KArAt(ProjectedAttention):
         tokens = Tokens(prefix, tuple(grid))
         if form not in FORMS:
             raise ConfigError(f'attention.form={form!r} must be one of {", ".join(FORMS)}')
-        check_pairs(form, tokens.count)
         names = (None, 'softmax', *BASE_FUNCTIONS)
         if base not in names:
             raise ConfigError(

@@ -55,6 +55,9 @@ class Operator(nn.Module):
         basis_scales: each phi scales its basis too, as published parameter counts have it.
         simplex: projects the weights to those that are not negative and sum to 1.
         is_window: says which rule holds for smaller maps.
+
+    Raises:
+        ConfigError: for more tokens than functions of all pairs are for.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Operator(nn.Module):
         is_window: bool = False,
     ):
         super().__init__()
+        check_pairs(form, tokens.count)
         self.tokens, self.form, self.simplex = tokens, form, simplex
         self.is_window = is_window
         self._fit = tokens.crop if is_window else tokens.resize
@@ -129,23 +133,6 @@ class Operator(nn.Module):
             if mask is None and (y := self._by_kernels(q, k, v, grid)) is not None:
                 return y
             return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
-
-    def _check(self, count: int, grid: tuple[int, int], mask: Tensor | None) -> None:
-        made = self.tokens
-        if is_symbol(count) or is_symbol(sum(grid)):
-            return
-        size = f'{grid[0]} x {grid[1]}'
-        if count != (made.count if mask is not None else made._replace(grid=grid).count):
-            raise ConfigError(
-                f'KArAt: {count} tokens are not those of a map of {size} and a prefix of '
-                f'{made.prefix}: give the grid (h, w) of the map'
-            )
-        if self.is_window and (grid[0] > made.grid[0] or grid[1] > made.grid[1]):
-            raise ConfigError(
-                f'KArAt: a window of {size} tokens is larger than {made.grid[0]} x {made.grid[1]}, '
-                'which its functions are made for'
-            )
-        check_pairs(self.form, count)
 
     def _by_kernels(self, q, k, v, grid) -> Tensor | None:
         """Computes the result by kernels that store no scores, where these serve.
@@ -215,6 +202,23 @@ class Operator(nn.Module):
             return project_on_simplex(y if absent is None else y.masked_fill(absent, -1e30))
 
         return projected
+
+    def _check(self, count: int, grid: tuple[int, int], mask: Tensor | None) -> None:
+        made = self.tokens
+        if is_symbol(count) or is_symbol(sum(grid)):
+            return
+        size = f'{grid[0]} x {grid[1]}'
+        if count != (made.count if mask is not None else made._replace(grid=grid).count):
+            raise ConfigError(
+                f'KArAt: {count} tokens are not those of a map of {size} and a prefix of '
+                f'{made.prefix}: give the grid (h, w) of the map'
+            )
+        if self.is_window and (grid[0] > made.grid[0] or grid[1] > made.grid[1]):
+            raise ConfigError(
+                f'KArAt: a window of {size} tokens is larger than {made.grid[0]} x {made.grid[1]}, '
+                'which its functions are made for'
+            )
+        check_pairs(self.form, count)
 
     def _in_chunks(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Computes attend(q, k, v) for a few rows of q at a time, keeping nothing of each."""
