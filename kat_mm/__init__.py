@@ -26,6 +26,7 @@ def __getattr__(name: str):
 
 def _register_with_timm(_) -> None:
     import_module('kat_mm.models.timm_models')
+    import_module('kat_mm.models.timm_karat')
 
 
 when_imported('timm.models', _register_with_timm, 'register its models with timm')

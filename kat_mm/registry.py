@@ -7,7 +7,7 @@ else that is imported before the network is built.
 
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -87,17 +87,45 @@ class Registry:
         """
         options = self.config(value)
         name = options.pop('type')
-        cls = self._classes[name]
-        known = inspect.signature(cls).parameters
-        if unknown := [option for option in options if option not in known]:
-            own = list(known)[len(args) :]
-            raise ConfigError(
-                f'{self.kind} {name!r} takes no {", ".join(unknown)}; it takes {", ".join(own)}'
-            )
-        return cls(*args, **{**context, **options})
+        self.check(value, len(args))
+        return self._classes[name](*args, **{**context, **options})
+
+    def check(self, value: Config, given: int = 0, also: Iterable[str] = ()) -> None:
+        """Checks that the class of a config takes its arguments.
+
+        Args:
+            value: as for `build`.
+            given: how many arguments the owner gives, which a config may not.
+            also: what it may have besides, of others.
+
+        Raises:
+            ConfigError: if not; it says what the class takes, and which other one takes it.
+        """
+        options = self.config(value)
+        name = options.pop('type')
+        own = [*_arguments(self._classes[name], given), *also]
+        if not (unknown := [option for option in options if option not in own]):
+            return
+        others = (
+            f'; type={other!r} takes {"it" if len(unknown) == 1 else "them"}'
+            for other, cls in self._classes.items()
+            if {*unknown} <= {*_arguments(cls, given)}
+        )
+        raise ConfigError(
+            f'{self.kind} {name!r} takes no {", ".join(unknown)}; it takes '
+            f'{", ".join(own) or "no arguments"}{"".join(others)}'
+        )
 
     def _known(self) -> str:
         return ', '.join(self._classes)
+
+
+def _arguments(cls: type, given: int) -> list[str]:
+    """Returns the names of a class's arguments behind the first ones, as keywords."""
+    parameters = inspect.signature(cls).parameters.values()
+    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    own = places[given:]
+    return own + [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def import_all(package: ModuleType | str) -> None:

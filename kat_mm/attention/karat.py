@@ -12,8 +12,6 @@ from .softmax import softmax_attention
 from .tokens import Tokens
 from .units import BASE_FUNCTIONS
 
-FULL_RANK = 256  # tokens up to which functions for all pairs of them are worth their number
-
 
 @ATTENTIONS.register('KArAt')
 class KArAt(ProjectedAttention):
@@ -66,14 +64,11 @@ class KArAt(ProjectedAttention):
         tokens = Tokens(prefix, tuple(grid))
         if form not in FORMS:
             raise ConfigError(f'attention.form={form!r} must be one of {", ".join(FORMS)}')
-        if form == 'phi' and tokens.count > FULL_RANK:
-            raise ConfigError(
-                f"attention.form='phi' has functions for all pairs of {tokens.count} tokens; it is "
-                f"for at most {FULL_RANK}: choose windows, or form='w_phi'"
-            )
         names = (None, 'softmax', *BASE_FUNCTIONS)
         if base not in names:
-            raise ConfigError(f'attention.base={base!r} must be one of {names}')
+            raise ConfigError(
+                f'attention.base={base!r} must be one of {", ".join(map(repr, names))}'
+            )
         self.gate = nn.Parameter(torch.zeros(num_heads)) if base == 'softmax' else None
         unit_base = None if base == 'softmax' else base
         if check_bool('attention.published_scales', published_scales):

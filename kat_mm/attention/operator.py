@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..arithmetic import is_symbol
+from ..errors import ConfigError
 from ..rational.torch_internals import has_tangents, is_transformed
 from .bases import Basis, LinearBasis
 from .operator_attention import is_served, operator_attention
@@ -16,6 +17,7 @@ from .tokens import Tokens
 from .units import UnitLayer
 
 FORMS = ('w_phi', 'phi_w', 'phi_phi', 'phi')
+FULL_RANK = 256  # tokens up to which functions for all pairs of them are worth their number
 CHUNK = 2**22  # values of functions that are there at a time
 
 
@@ -57,6 +59,9 @@ class Operator(nn.Module):
         basis_scales: each phi scales its basis too, as published parameter counts have it.
         simplex: projects the weights to those that are not negative and sum to 1.
         is_window: says which rule holds for smaller maps.
+
+    Raises:
+        ConfigError: for more tokens than functions of all pairs are for.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class Operator(nn.Module):
         is_window: bool = False,
     ):
         super().__init__()
+        check_pairs(form, tokens.count)
         self.tokens, self.form, self.simplex = tokens, form, simplex
+        self.is_window = is_window
         self._fit = tokens.crop if is_window else tokens.resize
         count = tokens.count
 
@@ -122,7 +129,12 @@ class Operator(nn.Module):
 
         Returns:
             [B, heads, N, d] in the dtype of v.
+
+        Raises:
+            ConfigError: for a number of tokens that is not the grid's, and for a grid that the
+                functions cannot be fitted to.
         """
+        self._check(k.shape[2], grid, mask)
         q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
         with _without_autocast(v.device.type):
@@ -209,6 +221,23 @@ class Operator(nn.Module):
 
         return projected
 
+    def _check(self, count: int, grid: tuple[int, int], mask: Tensor | None) -> None:
+        made = self.tokens
+        if is_symbol(count) or is_symbol(sum(grid)):
+            return
+        size = f'{grid[0]} x {grid[1]}'
+        if count != (made.count if mask is not None else made._replace(grid=grid).count):
+            raise ConfigError(
+                f'KArAt: {count} tokens are not those of a map of {size} and a prefix of '
+                f'{made.prefix}: give the grid (h, w) of the map'
+            )
+        if self.is_window and (grid[0] > made.grid[0] or grid[1] > made.grid[1]):
+            raise ConfigError(
+                f'KArAt: a window of {size} tokens is larger than {made.grid[0]} x {made.grid[1]}, '
+                'which its functions are made for'
+            )
+        check_pairs(self.form, count)
+
     def _in_chunks(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Computes attend(q, k, v) for a few rows of q at a time, keeping nothing of each."""
         is_linear = isinstance(self.units.basis, LinearBasis)
@@ -229,8 +258,24 @@ class Operator(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
+def check_pairs(form: str, count: int) -> None:
+    """Checks that there are not too many pairs of tokens for functions of all of them.
+
+    Raises:
+        ConfigError: if there are.
+    """
+    if form == 'phi' and count > FULL_RANK:
+        raise ConfigError(
+            f"attention.form='phi' has functions for all pairs of {count} tokens; it is for at "
+            f"most {FULL_RANK}: choose windows, or form='w_phi'"
+        )
+
+
 def _without_autocast(device: str) -> AbstractContextManager:
-    return nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
+    # Where there is none, an exported program has no region of its own for this either.
+    if device == 'meta' or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def project_on_simplex(x: Tensor) -> Tensor:

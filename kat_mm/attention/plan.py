@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..registry import ATTENTIONS, Config
 from .base import Attention
 
+OWN = 5  # arguments that an attention is given by the network
 OPTIONS = ('window_size', 'global_blocks', 'global_attention', 'shared')
 
 
@@ -39,6 +40,7 @@ def plan_attention(attention: Config, depth: int) -> Plan:
         ConfigError: for an unknown type, and for options of the wrong kind or range.
     """
     config = ATTENTIONS.config(attention)
+    ATTENTIONS.check(config, OWN, OPTIONS)
     options = {name: config.pop(name) for name in OPTIONS if name in config}
     window_size = check_int('attention.window_size', options.get('window_size', 0), 0)
     blocks = options.get('global_blocks')
@@ -89,7 +91,9 @@ def build_attentions(
 def _share(source: nn.Module, module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if not isinstance(getattr(source, name, None), nn.Module | nn.Parameter):
+            parts = dict.fromkeys(key.partition('.')[0] for key, _ in source.named_parameters())
             raise ConfigError(
-                f'attention.shared: {type(source).__name__} has no part {name!r} with parameters'
+                f'attention.shared: {type(source).__name__} has no part {name!r} with parameters; '
+                f'it has {", ".join(parts)}'
             )
         setattr(module, name, getattr(source, name))

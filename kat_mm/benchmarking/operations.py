@@ -19,12 +19,14 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..attention import flops as attention_flops
 from ..norms import NORMS
 from ..rational.flops import FORMULAS
 from ..rational.layer import GroupRational
 
 aten = torch.ops.aten
 RATIONALS = {f'kat_mm.{name}' for name in FORMULAS}
+SUMS = {f'kat_mm.{name}' for name in attention_flops.FORMULAS}
 NORM_OPERATIONS = {
     'aten.native_layer_norm': 5,
     'aten.native_group_norm': 5,
@@ -33,11 +35,12 @@ NORM_OPERATIONS = {
 # The parts of a component, such as a backbone, in the order of the table; '' is the rest.
 ATTENTION_PRODUCTS, RATIONAL_ACTIVATIONS = 'attention, products', 'rational activations'
 PARTS = (
-    *('', 'embeddings', 'attention, linear layers', ATTENTION_PRODUCTS, 'MLP, linear layers'),
-    *(RATIONAL_ACTIVATIONS, 'norms', 'pyramid', 'other products'),
+    *('', 'embeddings', 'attention, linear layers', ATTENTION_PRODUCTS, 'attention, functions'),
+    *('MLP, linear layers', RATIONAL_ACTIVATIONS, 'norms', 'pyramid', 'other products'),
 )
 NAMES = (  # what modules are called in a part
     ('patch_embed|pos_embed|cls_token|reg_token', 'embeddings'),
+    (r'\b(attn|attention)\.(operator|gate)\b', 'attention, functions'),  # learnable ones of KArAt
     ('attn|attention', 'attention, linear layers'),
     (r'\b(mlp|ffns?)\b', 'MLP, linear layers'),
     (r'\bpyramid\b', 'pyramid'),
@@ -140,7 +143,7 @@ def _part_of_operation(path: str, op: str, module: nn.Module) -> str:
         return RATIONAL_ACTIVATIONS
     # A product has activations on both sides, but torch computes linear layers as products of
     # batches where the input is not contiguous.
-    is_product = op in ('aten.bmm', 'aten.baddbmm') or 'attention' in op
+    is_product = op in ('aten.bmm', 'aten.baddbmm', *SUMS) or 'attention' in op
     if is_product and not isinstance(module, nn.Linear):
         return ATTENTION_PRODUCTS if re.search('attn|attention', path) else 'other products'
     return _part_by_name(path)

@@ -49,7 +49,7 @@ class KATTransformer(VisionTransformer):
 
     def __init__(self, *args, **kwargs):
         if 'mlp_layer' not in kwargs:
-            _refuse_without_effect(kwargs)
+            refuse_without_effect(kwargs)
         super().__init__(*args, **{'block_fn': KATBlock, 'mlp_layer': _mlp, **kwargs})
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
@@ -66,9 +66,10 @@ class KATTransformer(VisionTransformer):
                 mimetic_init_(module.attn.qkv, module.attn.proj, module.attn.num_heads)
 
 
-def _refuse_without_effect(arguments: Mapping) -> None:
+def refuse_without_effect(arguments: Mapping, reasons: Mapping[str, str] = WITHOUT_EFFECT) -> None:
+    """Raises an error for an argument of timm's ViT that is not its default, and why it is one."""
     known = inspect.signature(VisionTransformer).parameters
-    for name, reason in WITHOUT_EFFECT.items():
+    for name, reason in reasons.items():
         value = arguments.get(name)
         if value is not None and value != known[name].default:
             raise ConfigError(f'KAT: {name}={value!r} has no effect, as {reason}: leave it out')
@@ -89,20 +90,38 @@ def _adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     weights = to_kat_keys(state_dict)
     if unused := left_out(state_dict, weights):
         _logger.warning('not in the model, so not used: %s', ', '.join(unused))
-    own = (key for key in model.state_dict() if not key.startswith(HEAD))
-    if missing := [key for key in own if key not in weights]:
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(HEAD)}
+    drawn = [key for key in own if key not in weights and _is_fresh(model, key)]
+    if missing := [key for key in own if key not in weights and key not in drawn]:
         raise DataError(f'the checkpoint is of another architecture: it has no {missing[0]}')
-    return checkpoint_filter_fn(weights, model)
+    if drawn:
+        _logger.info('not in the checkpoint, so drawn anew: %s', ', '.join(drawn))
+    return checkpoint_filter_fn({**weights, **{key: own[key] for key in drawn}}, model)
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> KATTransformer:
+def _is_fresh(model: nn.Module, key: str) -> bool:
+    """Tells whether a key is of what an attention has and the weights of a plain ViT lack."""
+    block, _, part = key.partition('.attn.')
+    if not part or not block.startswith('blocks.'):
+        return False
+    return part.partition('.')[0] in getattr(model.get_submodule(f'{block}.attn'), 'fresh', ())
+
+
+def create(
+    variant: str, pretrained: bool, model_class: type[VisionTransformer] | None = None, **kwargs
+) -> VisionTransformer:
+    """Builds a model of timm's registry, of KATTransformer if no other class is given.
+
+    Raises:
+        DataError: for pretrained weights that cannot be had or read, or do not fit.
+    """
     if pretrained:  # what is loaded need not be drawn first, which takes seconds
         kwargs.setdefault('weight_init', 'skip')
         if file := (kwargs.get('pretrained_cfg_overlay') or {}).get('file'):
             read_checkpoint(file)  # timm reads it too, but does not tell what is wrong with it
     try:
         return build_model_with_cfg(
-            KATTransformer,
+            model_class or KATTransformer,
             variant,
             pretrained,
             pretrained_filter_fn=_adapt,
@@ -114,9 +133,10 @@ def _create(variant: str, pretrained: bool, **kwargs) -> KATTransformer:
         raise unreachable(f'{variant} of Hugging Face', error, path) from error
 
 
-def _weights(name: str) -> dict:
+def config_of(**source) -> dict:
+    """Returns timm's config of a model, with where its weights are."""
     return dict(
-        hf_hub_id=f'adamdad/{name}',
+        **source,
         num_classes=1000,
         input_size=(3, 224, 224),
         pool_size=None,
@@ -134,14 +154,14 @@ def _weights(name: str) -> dict:
 # Two sets of weights of each size: trained from scratch, and with ViT weights as the start.
 default_cfgs = generate_default_cfgs(
     {
-        tag: _weights(tag)
+        tag: config_of(hf_hub_id=f'adamdad/{tag}')
         for size in ARCHS
         for tag in (f'kat_{size}_patch16_224', f'kat_{size}_patch16_224.vitft')
     }
 )
 
 
-def _sizes(arch: str) -> dict:
+def sizes(arch: str) -> dict:
     """Returns a row of `ARCHS` by timm's names."""
     row = ARCHS[arch]
     return dict(embed_dim=row['embed_dims'], depth=row['num_layers'], num_heads=row['num_heads'])
@@ -150,16 +170,16 @@ def _sizes(arch: str) -> dict:
 @register_model
 def kat_tiny_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
     """KAT-T: 5.7 M parameters."""
-    return _create('kat_tiny_patch16_224', pretrained, **{**_sizes('tiny'), **kwargs})
+    return create('kat_tiny_patch16_224', pretrained, **{**sizes('tiny'), **kwargs})
 
 
 @register_model
 def kat_small_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
     """KAT-S: 22.1 M parameters."""
-    return _create('kat_small_patch16_224', pretrained, **{**_sizes('small'), **kwargs})
+    return create('kat_small_patch16_224', pretrained, **{**sizes('small'), **kwargs})
 
 
 @register_model
 def kat_base_patch16_224(pretrained: bool = False, **kwargs) -> KATTransformer:
     """KAT-B: 86.6 M parameters."""
-    return _create('kat_base_patch16_224', pretrained, **{**_sizes('base'), **kwargs})
+    return create('kat_base_patch16_224', pretrained, **{**sizes('base'), **kwargs})

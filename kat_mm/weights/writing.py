@@ -39,8 +39,18 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file
 
-            save_file(weights, path)
+            save_file(_apart(weights), path)
         else:
             torch.save({'state_dict': weights}, path)
     except (OSError, RuntimeError) as error:
         raise DataError(f'{path} cannot be written ({one_line(error)})') from error
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies what keys share, as blocks may share parameters; safetensors knows no sharing."""
+    places, apart = set(), {}
+    for key, value in weights.items():
+        place = value.untyped_storage().data_ptr()
+        apart[key] = value.clone() if place in places else value
+        places.add(place)
+    return apart

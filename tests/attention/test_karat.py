@@ -405,13 +405,31 @@ def test_exports_for_any_number_of_images():
         (dict(form='phi_v'), "attention.form='phi_v' must be one of w_phi"),
         (dict(base='relu'), "attention.base='relu' must be one of"),
         (dict(form='phi', grid=(20, 20)), 'functions for all pairs of 401 tokens'),
-        (dict(basis=dict(type='b_spline', limit=0)), 'basis.limit=0 must be positive'),
+        (dict(basis=dict(type='b_spline', limit=0)), 'basis.limit=0 must be positive and finite'),
+        (dict(basis=dict(type='b_spline', limit=math.inf)), 'basis.limit=inf must be positive'),
+        (dict(basis=dict(type='morlet', w=5)), "'morlet' takes no w; it takes no arguments"),
+        (dict(basis=dict(degree=3)), "no degree; it takes grid_size; type='chebyshev' takes it"),
         (dict(basis=dict(type='rational', order=(9, 4))), r'basis.order=\(9, 4\)'),
     ],
 )
 def test_errors_say_what_would_fit(options, message):
     with pytest.raises(ConfigError, match=message):
         attention(**options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'tokens', 'grid', 'message'),
+    [
+        ({}, 7, (3, 3), 'KArAt: 7 tokens are not those of a map of 3 x 3 and a prefix of 1'),
+        (dict(window_size=3), 6, (2, 2), '6 tokens are not those of a map of 2 x 2 and a prefix'),
+        (dict(window_size=2, grid=(2, 2)), 6, (2, 3), 'a window of 2 x 3 .* larger than 2 x 2'),
+        (dict(form='phi'), 401, (20, 20), 'functions for all pairs of 401 tokens; .* windows'),
+    ],
+)
+def test_tokens_that_do_not_fit_the_operator(options, tokens, grid, message):
+    layer = attention(**options)
+    with pytest.raises(ConfigError, match=message):
+        layer.attend(torch.zeros(1, tokens, 3 * DIMS, dtype=torch.float64), grid)
 
 
 def test_softmax_attention_is_as_it_was():

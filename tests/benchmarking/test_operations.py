@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from kat_mm.attention.bases.fourier import Fourier
+from kat_mm.attention.fourier_sums import fourier_sums
 from kat_mm.benchmarking.operations import Part, count_parts
 from kat_mm.models import KAT
 from kat_mm.openmmlab.dry_run import meta_parameters
@@ -35,6 +37,40 @@ def count_kat(size, **kwargs):
     assert sum(p.parameters for p in parts.values()) == sum(p.numel() for p in model.parameters())
     assert {component for component, _ in parts} == {'backbone'}
     return {name: part for (_, name), part in parts.items()}
+
+
+@pytest.mark.parametrize('form', ['w_phi', 'phi_phi'])
+def test_kolmogorov_arnold_attention(form):
+    h, w, rank, grid_size = 3, 5, 7, 2
+    n, functions = h * w + 1, HEADS * rank * 2 * grid_size
+    config = dict(type='KArAt', rank=rank, form=form, basis=dict(grid_size=grid_size))
+    parts = count_kat((16 * h, 16 * w), img_size=(16 * h, 16 * w), attention=config)
+    if form == 'w_phi':  # scores, Phi of them, W^T V and Phi times that; Phi is linear in its r N
+        products = n * n * (D + functions) + 2 * n * rank * D
+        parameters = n * (functions + HEADS * rank)
+    else:  # scores, both layers of functions, times V
+        products = n * n * (2 * D + 2 * functions)
+        parameters = 2 * n * functions
+    assert parts['attention, products'] == Part(0, LAYERS * products)
+    assert parts['attention, functions'] == Part(LAYERS * parameters, 0)
+    assert parts['attention, linear layers'].parameters == LAYERS * 4 * D * (D + 1)
+
+
+def test_sums_of_functions_count_the_same_by_their_op():
+    """As on a GPU, where scores are not stored."""
+    q, k = torch.randn(2, HEADS, 9, 8), torch.randn(2, HEADS, 11, 8)
+    c = torch.randn(HEADS, 7, 11, 4)
+    tensors = [x.requires_grad_() for x in (q, k, c)]
+    counts = []
+    for sums in (fourier_sums, lambda q, k, c: Fourier(2).sums(q @ k.mT, c)):
+        with FlopCounterMode(display=False) as counter:
+            y = sums(*tensors)[..., :7]
+            forward = counter.get_total_flops()
+            torch.autograd.grad(y.sum(), tensors)
+        counts.append((forward, counter.get_total_flops() - forward))
+    (op, op_backward), (plain, plain_backward) = counts
+    assert op == plain == 2 * 2 * HEADS * 9 * 11 * (8 + 7 * 4)
+    assert op_backward == plain_backward + 2 * 2 * HEADS * 9 * 11 * 8  # scores are computed again
 
 
 def linear(inputs, outputs):

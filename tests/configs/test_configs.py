@@ -7,6 +7,8 @@ import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import kat_mm.openmmlab  # noqa: F401
+from kat_mm.attention.karat import KArAt
+from kat_mm.attention.softmax import SoftmaxAttention
 from kat_mm.models import ARCHS
 from kat_mm.openmmlab.configs import nested
 
@@ -14,8 +16,12 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
-COCO = [name for name in NAMES if name.endswith('_maskrcnn_coco.py')]
-ADE20K = [name for name in NAMES if name.endswith('_upernet_ade20k.py')]
+KARAT = {  # with Kolmogorov-Arnold attention, and the configs that they change
+    name: name.replace('karat_', 'kat_') for name in NAMES if Path(name).stem.startswith('karat_')
+}
+PLAIN = [name for name in NAMES if name not in KARAT]
+COCO = [name for name in PLAIN if name.endswith('_maskrcnn_coco.py')]
+ADE20K = [name for name in PLAIN if name.endswith('_upernet_ade20k.py')]
 
 # Each KAT config and its twin with plain MLPs.
 COCO_TWINS = {
@@ -111,6 +117,31 @@ def test_twins_differ_in_ffn_and_weights_only(load, kat, vit):
     assert different == {'model.backbone.ffn', *weights}
     assert load(kat).model.backbone.get('ffn', 'gr_kan') == 'gr_kan'
     assert load(vit).model.backbone.ffn == 'mlp'
+
+
+@pytest.mark.parametrize(('karat', 'kat'), KARAT.items())
+def test_learnable_attention_is_all_that_differs(load, karat, kat):
+    config = load(karat)
+    assert {*differences(config, load(kat))} <= {
+        'model.backbone.attention',
+        *(f'model.backbone.attention.{key}' for key in config.model.backbone.attention),
+    }
+    backbone = build(config).backbone
+    attentions = [block.attn for block in backbone.blocks]
+    learnable = [attention for attention in attentions if isinstance(attention, KArAt)]
+    assert {type(attention) for attention in attentions} <= {KArAt, SoftmaxAttention}
+    if backbone.window_size:  # maps of any size: functions are of windows, which are of one
+        assert {attention.window_size for attention in learnable} == {backbone.window_size}
+        assert len(learnable) >= len(attentions) / 2
+    else:
+        assert len(learnable) == len(attentions)
+    # Weights that were trained with softmax keep what they compute.
+    gated = {attention.gate is not None for attention in learnable}
+    starts_from_softmax = 'coco' in karat or 'ade20k' in karat or '800x1333' in karat
+    assert gated == {starts_from_softmax}
+    for attention in learnable:
+        assert attention.operator.units.basis.grid_size == 3
+        assert attention.operator.units.coefficients.shape[1] == 12
 
 
 def check_optimizer(config):
@@ -220,7 +251,8 @@ def test_no_weights_but_the_backbones_are_loaded(load, name):
     """The base config of mmdet names ResNet weights on the internet."""
     config = load(name)
     named = [init['checkpoint'] for init in nested(config.model, 'checkpoint')]
-    assert named == ([config.pretrained] if name in [*COCO, *ADE20K, *ONE_GPU] else [])
+    plain = KARAT.get(name, name)
+    assert named == ([config.pretrained] if plain in [*COCO, *ADE20K, *ONE_GPU] else [])
 
 
 @pytest.mark.parametrize('name', [n for n in (*COCO, *ADE20K) if 'tiny' in n or 'base' in n])

@@ -68,6 +68,24 @@ def small(**kwargs):
         ),
         ({'attention': {'shared': 3}}, 'attention.shared=3 must be True, or the names of parts'),
         ({'attention': {'shared': ['rel_pos_h']}}, "SoftmaxAttention has no part 'rel_pos_h'"),
+        ({'attention': 'karat'}, "unknown attention 'karat'; known: softmax, KArAt"),
+        ({'attention': {'rank': 12}}, "; type='KArAt' takes it"),
+        (
+            {'attention': {'type': 'KArAt', 'universal': True}},
+            'mimetic, window_size, global_blocks, global_attention, shared',
+        ),
+        (
+            {'attention': {'type': 'KArAt', 'grid': (4, 4)}},
+            "'KArAt' takes no grid; it takes basis,",
+        ),
+        (
+            {'attention': {'type': 'KArAt', 'shared': 'gate'}},
+            "KArAt has no part 'gate' with parameters; it has qkv, proj, operator",
+        ),
+        (
+            {'attention': {'window_size': 2, 'global_attention': {'window_size': 4}}},
+            "'softmax' takes no window_size; it takes qkv_bias, rel_pos, drop, mimetic",
+        ),
         ({'frozen_stages': 5}, 'frozen_stages=5 must be a whole number from -1 to 4'),
         ({'patch': {'drop': 1.5}}, 'patch.drop=1.5 must lie in [0, 1]'),
         ({'attention': {'drop': 1.5}}, 'drop=1.5 must lie in [0, 1]'),

@@ -101,6 +101,50 @@ def test_no_weight_decay_on_learnable_functions_of_attention():
     assert decay['backbone.blocks.3.attn.operator.weight'] == 0.5
 
 
+KARAT = dict(type='KArAt', base='softmax', published_scales=True)
+
+
+def test_functions_learn_at_the_rate_of_their_block():
+    _, settings = build(Detector(attention=KARAT), layer_decay_rate=0.5)
+    for i in range(4):
+        start = f'backbone.blocks.{i}.attn.'
+        rates = {lr for name, (lr, _) in settings.items() if name.startswith(start)}
+        assert rates == {0.5 ** (4 - i)}
+        assert settings[start + 'gate'][1] == 0
+        assert settings[start + 'operator.weight'][1] == 0.5
+
+
+def test_functions_that_blocks_share_learn_at_the_rate_of_the_last():
+    config = dict(KARAT, shared='operator', window_size=2, global_blocks=(1,))
+    _, settings = build(Detector(attention=config), layer_decay_rate=0.5)
+    shared = {name: lr for name, (lr, _) in settings.items() if '.operator.' in name}
+    own, window = (f'backbone.blocks.{i}.attn.operator.' for i in (1, 0))
+    assert {lr for name, lr in shared.items() if name.startswith(own)} == {0.5**3}
+    assert {lr for name, lr in shared.items() if name.startswith(window)} == {0.5}  # block 3's
+    assert all(name.startswith((own, window)) for name in shared)
+    assert settings['backbone.blocks.0.attn.gate'][0] == 0.5**4  # gates are not shared
+
+
+def test_clipping_takes_functions_and_gates_too():
+    torch.manual_seed(0)
+    model = Detector(attention=KARAT)
+    wrapper = build_optim_wrapper(
+        model,
+        {
+            'constructor': 'KATOptimWrapperConstructor',
+            'optimizer': {'type': 'SGD', 'lr': 1.0},
+            'clip_grad': {'max_norm': 0.1},
+        },
+    )
+    nn.init.ones_(model.backbone.blocks[0].attn.gate)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss = model.head(model.neck(model.backbone(torch.randn(2, 3, 32, 32))[0]).mean((2, 3)))
+    wrapper.update_params(1e3 * loss.sum())
+    moved = {name: (p - before[name]).norm() for name, p in model.named_parameters()}
+    assert torch.stack([*moved.values()]).norm().item() == pytest.approx(0.1, rel=1e-3)
+    assert all(moved[f'backbone.blocks.0.attn.{name}'] for name in ('gate', 'operator.weight'))
+
+
 def test_frozen_parameters_are_left_out():
     model = Detector(frozen_stages=2)
     _, settings = build(model, layer_decay_rate=0.5)

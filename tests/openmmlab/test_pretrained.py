@@ -38,6 +38,42 @@ def test_what_is_not_used_or_drawn_anew_is_listed(tmp_path, caplog):
     assert unused.endswith('not used: head.weight, head.bias')
 
 
+@pytest.mark.parametrize('ffn', ['gr_kan', 'mlp'])
+@pytest.mark.parametrize(
+    ('windows', 'gated'),
+    [
+        ({}, (0, 1)),
+        ({'shared': 'operator'}, (0, 1)),
+        (dict(window_size=2, global_blocks=(1,), global_attention='softmax'), (0,)),
+    ],
+    ids=['blockwise', 'universal', 'windows'],
+)
+def test_gated_attention_starts_as_the_softmax_model(windows, gated, ffn, tmp_path, caplog):
+    path = tmp_path / 'a.pth'
+    if ffn == 'mlp':
+        torch.save(vits.vit().state_dict(), path)
+        sizes = dict(arch=VIT_ARCH, img_size=32, patch=8, ffn=ffn)
+    else:
+        save(path, published().state_dict())
+        sizes = dict(arch=ARCH, img_size=64)
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    model = KAT(
+        **sizes, init_cfg=init_cfg, attention=dict(windows, type='KArAt', base='softmax')
+    ).eval()
+    model.init_weights()
+    [drawn] = [text for text in caplog.messages if 'drawn anew' in text]
+    parts = ['gate', 'operator.weight', 'operator.units.coefficients']
+    keys = [f'blocks.{i}.attn.{part}' for i in gated for part in parts]
+    assert sorted(drawn.partition('drawn anew: ')[2].split(', ')) == sorted(keys)
+    softmax = {k: v for k, v in windows.items() if k in ('window_size', 'global_blocks')}
+    softmax = KAT(**sizes, init_cfg=init_cfg, attention=softmax).eval()
+    softmax.init_weights()
+    images = torch.randn(2, 3, 80, 64)
+    with torch.no_grad():
+        for one, other in zip(model(images), softmax(images), strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ('name', 'keys'),
     [

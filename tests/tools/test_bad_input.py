@@ -38,8 +38,8 @@ def test_missing_config(run_tool, tool):
     run = run_tool(ROOT, tool, 'configs/kat_mask_rcnn_coco.py', *checkpoint)
     assert run.error() == (
         'config configs/kat_mask_rcnn_coco.py does not exist; did you mean '
-        'configs/kat_maskrcnn_coco.py or kat_mm::coco/kat_tiny_maskrcnn_coco.py or '
-        'kat_mm::coco/kat_base_maskrcnn_coco.py?'
+        'configs/kat_maskrcnn_coco.py or configs/karat_maskrcnn_coco.py or '
+        'kat_mm::coco/kat_tiny_maskrcnn_coco.py?'
     )
 
 
@@ -307,3 +307,20 @@ def test_a_checkpoint_that_leaves_parts_random(run_tool, flat_config, tmp_path):
     assert message.startswith(
         'checkpoint part.pth has no weights that fit for roi_head.mask_head: scores would be'
     )
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('attention.rank=0', 'attention.rank=0 must be a whole number from 1 on'),
+        ('attention.basis=sine', "unknown basis 'sine'; known: b_spline, chebyshev, fourier"),
+        ('attention.basis.grid_size=0', 'basis.grid_size=0 must be a whole number from 1 on'),
+        ('attention.G=3', "attention 'KArAt' takes no G; it takes basis, rank, form, base"),
+        ('attention.form=phi', "attention.form='phi' has functions for all pairs of 257 tokens"),
+        ('atention.rank=3', 'KAT takes no atention; did you mean attention?'),
+    ],
+)
+def test_mistakes_in_learnable_attention(run_tool, flat_config, data, tmp_path, option, message):
+    options = ('model.backbone.attention.type=KArAt', f'model.backbone.{option}')
+    run = run_tool(tmp_path, 'train.py', flat_config, '--cfg-options', *options)
+    assert message in run.error()

@@ -1,5 +1,6 @@
 """B-splines."""
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -23,8 +24,8 @@ class BSpline(LinearBasis):
 
     def __init__(self, grid_size: int = 3, limit: float = 4.0):
         self.grid_size = check_int('basis.grid_size', grid_size)
-        if not check_number('basis.limit', limit) > 0:
-            raise ConfigError(f'basis.limit={limit} must be positive')
+        if not 0 < check_number('basis.limit', limit) < math.inf:
+            raise ConfigError(f'basis.limit={limit} must be positive and finite')
         self.limit = limit
         self.kernel_parameter = float(limit)
         self.count = grid_size + 3

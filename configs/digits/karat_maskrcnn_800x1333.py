@@ -1,0 +1,6 @@
+# The COCO config with Kolmogorov-Arnold attention in windows, on generated scenes of COCO's size.
+_base_ = './kat_maskrcnn_800x1333.py'
+
+model = dict(
+    backbone=dict(attention=dict(type='KArAt', base='softmax', global_attention='softmax'))
+)
