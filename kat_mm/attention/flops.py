@@ -4,29 +4,34 @@ Scores and what is multiplied with coefficients count, as where attention is com
 ops; sines and cosines, like all functions of single elements, count nothing.
 """
 
-import math
 from types import ModuleType
 
 import torch
 
 
-def fourier_sums_flops(q_shape, k_shape, coefficients_shape, *args, **kwargs) -> int:
-    """Returns those of scores q k^T, and of r sums of 2 G functions of each."""
-    _, rank, keys, count = coefficients_shape
-    return 2 * math.prod(q_shape[:-1]) * keys * (q_shape[-1] + rank * count)
+def operator_attention_flops(qkv_shape, coefficients_shape, *args, **kwargs) -> int:
+    """Returns those of scores, r sums of F functions of each, and products with W and values."""
+    pairs, dims, rank, count = _sizes(qkv_shape, coefficients_shape)
+    return 2 * pairs * (qkv_shape[1] * (dims + rank * count) + 2 * rank * dims)
 
 
-def fourier_sums_backward_flops(
-    grad_shape, q_shape, k_shape, coefficients_shape, *args, **kwargs
+def operator_attention_backward_flops(
+    grad_shape, qkv_shape, coefficients_shape, *args, **kwargs
 ) -> int:
-    """Returns those of scores, their slopes, and the gradients of q, k and coefficients."""
-    _, rank, keys, count = coefficients_shape
-    return 2 * math.prod(q_shape[:-1]) * keys * (3 * q_shape[-1] + 2 * rank * count)
+    """Returns those of scores, their slopes, and the gradients of all inputs."""
+    pairs, dims, rank, count = _sizes(qkv_shape, coefficients_shape)
+    return 2 * pairs * (qkv_shape[1] * (3 * dims + 2 * rank * count) + 4 * rank * dims)
+
+
+def _sizes(qkv_shape, coefficients_shape) -> tuple[int, int, int, int]:
+    """Returns how many queries there are in all heads, d, r and F."""
+    (batch, tokens, channels), (heads, rank, _, count) = qkv_shape, coefficients_shape
+    return batch * tokens * heads, channels // (3 * heads), rank, count
 
 
 FORMULAS = {
-    'fourier_sums': fourier_sums_flops,
-    'fourier_sums_backward': fourier_sums_backward_flops,
+    'operator_attention': operator_attention_flops,
+    'operator_attention_backward': operator_attention_backward_flops,
 }
 
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from kat_mm.attention.bases.fourier import Fourier
-from kat_mm.attention.fourier_sums import fourier_sums
+from kat_mm.attention.operator_attention import operator_attention
+from kat_mm.attention.projections import split_heads
 from kat_mm.benchmarking.operations import Part, count_parts
 from kat_mm.models import KAT
 from kat_mm.openmmlab.dry_run import meta_parameters
@@ -56,21 +57,26 @@ def test_kolmogorov_arnold_attention(form):
     assert parts['attention, linear layers'].parameters == LAYERS * 4 * D * (D + 1)
 
 
-def test_sums_of_functions_count_the_same_by_their_op():
+def test_the_op_counts_the_same():
     """As on a GPU, where scores are not stored."""
-    q, k = torch.randn(2, HEADS, 9, 8), torch.randn(2, HEADS, 11, 8)
-    c = torch.randn(HEADS, 7, 11, 4)
-    tensors = [x.requires_grad_() for x in (q, k, c)]
+    basis, scales, n = Fourier(2), (1.0, 1.0, 1.0), 11
+    tensors = [torch.randn(2, n, 3 * HEADS * 8), torch.randn(HEADS, 7, n, 4)]
+    tensors = [x.requires_grad_() for x in (*tensors, torch.randn(HEADS, n, 7))]
+
+    def plain(qkv, c, w, *_):
+        q, k, v = split_heads(qkv, HEADS)
+        return basis.sums(q @ k.mT, c) @ (w.mT @ v)
+
     counts = []
-    for sums in (fourier_sums, lambda q, k, c: Fourier(2).sums(q @ k.mT, c)):
+    for attention in (operator_attention, plain):
         with FlopCounterMode(display=False) as counter:
-            y = sums(*tensors)[..., :7]
+            y = attention(*tensors, scales, basis)
             forward = counter.get_total_flops()
             torch.autograd.grad(y.sum(), tensors)
         counts.append((forward, counter.get_total_flops() - forward))
-    (op, op_backward), (plain, plain_backward) = counts
-    assert op == plain == 2 * 2 * HEADS * 9 * 11 * (8 + 7 * 4)
-    assert op_backward == plain_backward + 2 * 2 * HEADS * 9 * 11 * 8  # scores are computed again
+    (op, op_backward), (other, other_backward) = counts
+    assert op == other == 2 * 2 * HEADS * n * (n * (8 + 7 * 4) + 2 * 7 * 8)
+    assert op_backward == other_backward + 2 * 2 * HEADS * n * n * 8  # scores are computed again
 
 
 def linear(inputs, outputs):
