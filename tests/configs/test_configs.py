@@ -11,8 +11,11 @@ from kat_mm.models import ARCHS
 from kat_mm.openmmlab.configs import nested
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+NO_CONFIGS = {'_base_', 'studies'}  # parts of configs, and comparisons of several
 NAMES = sorted(
-    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob('*.py')
+    if not NO_CONFIGS & {*path.parts}
 )
 COCO = [name for name in NAMES if name.endswith('_maskrcnn_coco.py')]
 ADE20K = [name for name in NAMES if name.endswith('_upernet_ade20k.py')]
