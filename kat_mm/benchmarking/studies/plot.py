@@ -37,8 +37,10 @@ def plot_scores(study: Study, rows: Sequence[dict], png: str | Path) -> None:
             if found:
                 mean, spread = mean_and_spread(found)
                 colour = COLOURS[bool(variant.after)]
-                axes.errorbar(mean, place, xerr=spread, fmt='|', ms=16, capsize=3, color=colour)
-                axes.plot(found, [place] * len(found), 'o', ms=4, alpha=0.55, color=colour, mew=0)
+                axes.errorbar(mean, place, xerr=spread, fmt='|', ms=12, capsize=3, color=colour)
+                # Below the bar, which would hide them.
+                places = [place + 0.28] * len(found)
+                axes.plot(found, places, 'o', ms=4.5, alpha=0.55, color=colour, mew=0)
         axes.set(xlabel=f'{score} (0 to 1)', title=task.name)
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(variants)), [variant.title for variant in variants])

@@ -86,7 +86,7 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob('*.py')], 3, 0.4)
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob('*.py')], 3)
         way = f'did you mean {" or ".join(near)}?' if near else 'give the path of its file'
         raise ConfigError(f'study {path} does not exist; {way}')
     try:

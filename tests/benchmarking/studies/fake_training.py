@@ -1,8 +1,8 @@
 """Stands for tools/train.py: logs and checkpoints as it does, in no time, and breaks when told to.
 
-BREAK=HOW@STEP:PART in the environment breaks the runs with PART in their folder's name: 'kill' kills
-the process before that step, 'late' after the last checkpoint, 'hang' waits for ever, 'nan' and
-'error' end it as such trainings end.
+BREAK=HOW@STEP:PART in the environment breaks the runs that have PART in their folder's name: 'kill'
+kills the process before that step, 'late' after the last checkpoint, 'hang' waits for ever, 'nan'
+and 'error' end it as such trainings end.
 """
 
 import argparse

@@ -25,13 +25,13 @@ def test_the_study_of_attention():
     assert {v.after for v in study.variants.values() if v.name.startswith('tuned')} == {
         'mlp-softmax'
     }
-    scratch = [v.options for v in study.variants.values() if v.after is None]
-    pairs = {
-        (o['model.backbone.ffn'], o.get('model.backbone.attention.type'))
-        + (o.get('model.backbone.attention.base'),)
-        for o in scratch
-    }
-    assert len(scratch) == len(pairs) == 6
+    names = ('ffn', 'attention.type', 'attention.base')
+    scratch = [
+        tuple(variant.options.get(f'model.backbone.{name}') for name in names)
+        for variant in study.variants.values()
+        if variant.after is None
+    ]
+    assert len(scratch) == len({*scratch}) == 6
 
 
 def test_a_study(study):

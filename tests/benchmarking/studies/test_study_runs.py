@@ -68,7 +68,7 @@ def test_settings_that_a_config_does_not_take(study, tmp_path):
     def refuse(config, options):
         raise ConfigError(f'no {options[0]}')
 
-    with pytest.raises(ConfigError, match='small/narrow: no model.width=1'):
+    with pytest.raises(ConfigError, match=r'small/narrow: no model\.width=1'):
         plan(study, tmp_path, refuse)
 
 
