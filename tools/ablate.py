@@ -9,7 +9,14 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from kat_mm.benchmarking.studies.plot import plot_scores
 from kat_mm.benchmarking.studies.pool import Pool, environment, find_gpus
@@ -25,7 +32,8 @@ TRAIN = (sys.executable, str(TOOLS / 'train.py'))
 WAY_OUT = 'the same command goes on'
 COLUMNS = (
     *(TextColumn('runs'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
-    *(TextColumn('{task.description}', style='red'),),
+    *(TextColumn('left:'), TimeRemainingColumn()),
+    TextColumn('{task.description}', style='red'),
 )
 
 
@@ -82,7 +90,9 @@ def main():
                 bar = progress.add_task('', total=len(runs), completed=len(runs) - len(left))
 
                 def report(run: Run, result: dict | None, reason: list[str]) -> None:
-                    progress.print(outcome(run, result, reason), markup=False, highlight=False)
+                    progress.print(
+                        outcome(run, result, reason), markup=False, highlight=False, soft_wrap=True
+                    )
                     if result is None:
                         failed.append(run)
                     progress.update(bar, advance=result is not None, description=failures(failed))

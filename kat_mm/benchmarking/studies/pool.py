@@ -35,11 +35,13 @@ class _Job:
 class Pool:
     """Trains runs, so many at a time.
 
+    Each has its share of the cores as OMP_NUM_THREADS, unless the environment sets that.
+
     Args:
         command: what trains, to which a config and options are added.
         jobs: how many processes at a time, spread evenly over the GPUs.
         gpus: their names as of CUDA_VISIBLE_DEVICES; none for the CPU.
-        report: is called when a run has ended, with its result, or None and the reason.
+        report: is called when a run has ended, with its result, or None and the reason in lines.
 
     Attributes:
         running: how many processes there are.
@@ -53,9 +55,7 @@ class Pool:
         report: Callable[[Run, dict | None, list[str]], None],
     ):
         self.command, self.jobs, self.gpus, self.report = [*command], jobs, [*gpus], report
-        self.threads = int(
-            os.environ.get('OMP_NUM_THREADS') or max(len(os.sched_getaffinity(0)) // jobs, 1)
-        )
+        self.threads = int(os.environ.get('OMP_NUM_THREADS') or max(_cores() // jobs, 1))
         self._running: dict[Future, _Job] = {}
         self._failed: set[Path] = set()
 
@@ -184,6 +184,12 @@ def find_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get('CUDA_VISIBLE_DEVICES')
     return named.split(',')[:count] if named and count else [str(i) for i in range(count)]
+
+
+def _cores() -> int:
+    """Returns the number of cores that this process may use, where the system tells it."""
+    usable = getattr(os, 'sched_getaffinity', None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _next(waiting: list[Run]) -> Run | None:
