@@ -12,7 +12,20 @@ prepare = [
     ]
 ]
 
-ITERS = 800  # of the configs
+ITERS = 800
+
+
+def budget(iters):
+    """Returns the settings of so many iterations, with one validation at the end."""
+    return {
+        'train_cfg.max_iters': iters,
+        'train_cfg.val_interval': iters,
+        'param_scheduler.1.end': iters,
+        'default_hooks.checkpoint.interval': iters // 2,
+    }
+
+
+options = budget(ITERS)
 FFNS = {'mlp': 'MLP', 'gr_kan': 'GR-KAN'}
 KARAT = {
     'model.backbone.attention.type': 'KArAt',
@@ -24,13 +37,6 @@ ATTENTIONS = {
     'karat': ('KArAt', KARAT),
     'gated': ('softmax + gated KArAt', {**KARAT, 'model.backbone.attention.base': 'softmax'}),
 }
-HALF = {
-    'train_cfg.max_iters': ITERS // 2,
-    'train_cfg.val_interval': ITERS // 2,
-    'param_scheduler.1.end': ITERS // 2,
-    'default_hooks.checkpoint.interval': ITERS // 4,
-}
-
 variants = {
     f'{ffn}-{name}': dict(
         title=f'{FFNS[ffn]}, {title}', options={'model.backbone.ffn': ffn, **attention}
@@ -42,7 +48,7 @@ variants |= {
     f'tuned-{name}': dict(
         title=f'MLP, fine-tuned as {title}',
         after='mlp-softmax',
-        options={'model.backbone.ffn': 'mlp', **attention, **HALF},
+        options={'model.backbone.ffn': 'mlp', **attention, **budget(ITERS // 2)},
     )
     for name, (title, attention) in ATTENTIONS.items()
 }
