@@ -8,11 +8,11 @@ seeds = (0, 1, 2)
 prepare = [
     [
         *('make_digit_scenes.py', 'data/digit_scenes_study', '--size', 192, 192),
-        *('--train', 4000, '--val', 300, '--min-digits', 4, '--max-digits', 9),
+        *('--train', 3000, '--val', 300, '--min-digits', 4, '--max-digits', 9),
     ]
 ]
 
-ITERS = 800
+ITERS = 400
 
 
 def budget(iters):

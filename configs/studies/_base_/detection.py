@@ -1,10 +1,10 @@
 # Mask R-CNN with half a KAT-T on crowded digit scenes: a budget of a minute or two on a GPU, which
 # leaves room above what is reached, so that differences can show. All images have one size.
-#   python tools/make_digit_scenes.py data/digit_scenes_study --size 192 192 --train 4000 --val 300
+#   python tools/make_digit_scenes.py data/digit_scenes_study --size 192 192 --train 3000 --val 300
 #     --min-digits 4 --max-digits 9
 _base_ = '../../digits/kat_maskrcnn_digits_gpu.py'
 
-iters = 800
+iters = 400
 data_root = 'data/digit_scenes_study/'
 side = 192
 model = dict(

@@ -1,7 +1,7 @@
 # UPerNet with half a KAT-T on the scenes of detection.py, and as long.
 _base_ = '../../digits/kat_upernet_digits_gpu.py'
 
-iters = 800
+iters = 400
 data_root = 'data/digit_scenes_study/'
 side = 192
 model = dict(
