@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import cv2
 from tqdm import tqdm
 
 from kat_mm.digits.contact_sheet import contact_sheet
@@ -55,6 +56,7 @@ def main() -> None:
     args = parse_args()
     if args.preview and args.preview.suffix.lower() != '.png':
         raise ValueError(f'--preview {args.preview}: the name must end in .png')
+    cv2.setNumThreads(1)  # more only wait for each other on images this small
     spec = SceneSpec(tuple(args.size), args.seed, args.min_digits, args.max_digits)
 
     def progress(indices, split):

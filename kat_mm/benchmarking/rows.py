@@ -141,3 +141,12 @@ def append_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Mapping]
         for row in rows:
             values = {k: f'{v:.6g}' if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow(values)
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Mapping]) -> None:
+    """Writes rows to a CSV file as `append_csv` does, in place of what it held, or not at all."""
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.partial')
+    partial.unlink(missing_ok=True)
+    append_csv(partial, columns, rows)
+    os.replace(partial, path)

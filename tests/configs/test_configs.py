@@ -13,8 +13,11 @@ from kat_mm.models import ARCHS
 from kat_mm.openmmlab.configs import nested
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+NO_CONFIGS = {'_base_', 'studies'}  # parts of configs, and comparisons of several
 NAMES = sorted(
-    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob('*.py')
+    if not NO_CONFIGS & {*path.parts}
 )
 KARAT = {  # with Kolmogorov-Arnold attention, and the configs that they change
     name: name.replace('karat_', 'kat_') for name in NAMES if Path(name).stem.startswith('karat_')
