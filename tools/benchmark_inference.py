@@ -33,11 +33,15 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
+from kat_mm.errors import ConfigError
+from kat_mm.graphs import graph_parts
 from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.checkpoint_checks import check_all_loaded
+from kat_mm.openmmlab.hooks.cuda_graph import default_parts
 from kat_mm.openmmlab.stock import use_stock_parts
 
 BASELINE = '(stock)'
+GRAPHS = '(CUDA graphs)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
@@ -46,7 +50,7 @@ COLUMNS = (
 
 
 def build(config_path: str, args: argparse.Namespace, variant: str, device: torch.device):
-    """Returns what predicts the next batch, and the model."""
+    """Returns what predicts the next batch, and what tells how many bytes stay held between."""
     config = configs.read_config(config_path, args.cfg_options)
     if variant == BASELINE:
         use_stock_parts(config)
@@ -67,6 +71,8 @@ def build(config_path: str, args: argparse.Namespace, variant: str, device: torc
     else:
         runner._init_model_weights()
     model = runner.model.eval()
+    # The hook's, where there is a run.
+    graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
     if args.random:
         from kat_mm.openmmlab.batches.random_batches import random_batches
 
@@ -80,7 +86,10 @@ def build(config_path: str, args: argparse.Namespace, variant: str, device: torc
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
             return model.test_step(next(turns))
 
-    return predict, model
+    def held() -> int:
+        return owned_bytes(model) + (graphs.held_bytes() if graphs else 0)
+
+    return predict, held
 
 
 def found(results: list) -> float | None:
@@ -102,6 +111,9 @@ def main():
     parser.add_argument(
         '--baseline', action='store_true', help='each config with the parts of mm itself, too'
     )
+    parser.add_argument(
+        '--graphs', action='store_true', help='each config by CUDA graphs, too (on a GPU)'
+    )
     parser.add_argument('--amp', action='store_true', help='in bf16 where autocast has it')
     parser.add_argument(
         '--random', action='store_true', help='random images of the size that training has'
@@ -112,16 +124,18 @@ def main():
     if args.csv:
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
+    if args.graphs and device.type != 'cuda':
+        raise ConfigError('--graphs: there is no GPU here')
     figures, calls = {}, {}
-    variants = ['', *([BASELINE] if args.baseline else [])]
+    variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
     choices = {f'{p} {variant}'.strip(): (p, variant) for variant in variants for p in args.configs}
     for name, (path, variant) in choices.items():
         torch.manual_seed(0)
-        calls[name], model = build(path, args, variant, device)
+        calls[name], held = build(path, args, variant, device)
         for _ in range(args.warmup):
             host_ms(calls[name], device)
         results = calls[name]()
-        figures[name] = gpu_usage(calls[name], owned_bytes(model)) if device.type == 'cuda' else {}
+        figures[name] = gpu_usage(calls[name], held()) if device.type == 'cuda' else {}
         if (count := found(results)) is not None:
             figures[name]['found'] = count
     with progress('predictions', args.steps) as advance:

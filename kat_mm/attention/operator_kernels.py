@@ -16,8 +16,8 @@ from .kernel_functions import first_state, next_state, slope_of, value_of
 
 LEAST = 16  # side of a matrix product
 # (rows, columns) of a tile of scores and warps of a block: the fastest on an H100 for 197 tokens.
-FORWARD = 64, 64, 4
-GRAD_QUERIES = 64, 64, 4
+FORWARD = 64, 32, 4
+GRAD_QUERIES = 64, 32, 4
 GRAD_KEYS = 32, 64, 4
 BLOCKS = 512  # that give a GPU's multiprocessors a few each
 

@@ -56,8 +56,8 @@ def _copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     is_pinned = device.type == 'cuda'
     pinned = torch.empty(places[-1].stop, dtype=torch.uint8, pin_memory=is_pinned)
     # By numpy: torch spreads copies over all cores, which are the loader's workers'.
-    flat = [tensors[i].detach().reshape(-1) for dtype in dtypes for i in of_dtype[dtype]]
-    np.concatenate([x.view(torch.uint8).numpy() for x in flat], out=pinned.numpy())
+    parts = [_bytes(tensors[i]) for dtype in dtypes for i in of_dtype[dtype]]
+    np.concatenate(parts, out=pinned.numpy())
     there = pinned.to(device, non_blocking=True)
     copies = [None] * len(tensors)
     for dtype, place in zip(dtypes, places, strict=True):
@@ -68,6 +68,13 @@ def _copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
             # knows them.
             copies[i] = part.data.view(tensors[i].shape)
     return copies
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    # Expanded numbers are contiguous, with a stride of 0.
+    return (
+        tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    )
 
 
 def map_tensors(data, function: Callable[[Tensor], Tensor]):

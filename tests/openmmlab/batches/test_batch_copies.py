@@ -18,6 +18,9 @@ TENSORS = [
     torch.randn(4, 3).mT,
     torch.randint(9, (3, 5), dtype=torch.uint8),
     torch.randn(3).half(),
+    torch.randn(2).bfloat16(),
+    torch.tensor(7).expand(1),
+    torch.ones(1, requires_grad=True).expand(3),
     torch.arange(3),
 ]
 
