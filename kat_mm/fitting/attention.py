@@ -1,25 +1,23 @@
 """Fits learnable attention to the softmax attention of a trained model."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..attention.karat import KArAt
 from ..attention.operator import Operator
-from ..attention.projections import split_heads
 from ..attention.softmax import SoftmaxAttention
-from ..attention.windows import windows_of
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
+from .attention_inputs import visit
 from .operators import RIDGES, Moments, Solution, check_fittable, fit_operator
-from .runs import Samples, run
+from .runs import Samples
 
 BUDGET = 2 * 2**30  # bytes of moments that are kept at a time
-Visit = Callable[[str, Tensor, Tensor, Tensor], None]  # (block, q, k, v [B, heads, N, d])
+# Root mean squares that scores are brought to; None leaves them.
+SPREADS = (None, 1.0, 1 / 3)
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class BlockFit:
             sum |W Phi(S) V - softmax(S) V|^2 / sum |softmax(S) V|^2.
         uniform: the same of attention that weighs all tokens alike, for comparison.
         solution: ridges, conditions and errors of the fit; of all blocks that share an operator.
-        largest_score: |q k^T| / sqrt(d) on those images.
+        scales: what the queries of each head were multiplied by.
+        largest_score: |q k^T| / sqrt(d) of the softmax model on those images.
         rows: rows of scores that were fitted.
     """
 
@@ -40,6 +39,7 @@ class BlockFit:
     errors: list[float]
     uniform: list[float]
     solution: Solution
+    scales: list[float]
     largest_score: float
     rows: int
 
@@ -100,8 +100,8 @@ def check_models(model: nn.Module, teacher: nn.Module) -> dict[str, tuple[KArAt,
     for name, (module, other) in pairs.items():
         if by_teacher.setdefault(other, module) is not module:
             raise ConfigError(
-                f'{name}: the softmax model has one attention in several blocks, the other one does '
-                'not: give both the same attention.shared'
+                f'{name}: the softmax model has one attention in several blocks, the other one has '
+                'not: give both the same shared'
             )
     return pairs
 
@@ -109,10 +109,11 @@ def check_models(model: nn.Module, teacher: nn.Module) -> dict[str, tuple[KArAt,
 def fit_attention(
     model: nn.Module,
     teacher: nn.Module,
-    fitted: Sequence[Samples],
-    held_out: Sequence[Samples],
-    test: Sequence[Samples],
+    fitted: Iterable[Samples],
+    held_out: Iterable[Samples],
+    test: Iterable[Samples],
     ridges: Sequence[float] = RIDGES,
+    spreads: Sequence[float | None] = SPREADS,
 ) -> list[BlockFit]:
     """Fits the operators of KArAt in a model to the softmax attention of a teacher, in place.
 
@@ -121,14 +122,21 @@ def fit_attention(
     fitted to all of them. Attention on maps or windows that are not of the operator's size is
     left out.
 
+    Softmax grows with scores without end, and trained scores leave the range in which functions
+    are fit for use, as trigonometric ones are within a period. So the queries' projection of each
+    head is scaled, to the root mean square of its scores among `spreads` that serves best.
+
     Args:
-        model: with KArAt of form 'w_phi' or 'phi' and a basis that is linear in its coefficients.
-            All else in it stays.
+        model: with KArAt of form 'w_phi' or 'phi' and a basis that is linear in its coefficients,
+            and with the weights of the teacher. All but operators and queries stays.
         teacher: of the same structure; see `softmax_twin`.
-        fitted: inputs of the teacher, each a tensor, or a tuple or dict of arguments.
-        held_out: others, by which the ridge is chosen.
+        fitted: inputs of the teacher, each a tensor, or a tuple or dict of arguments; gone through
+            several times.
+        held_out: others, by which ridge and spread are chosen.
         test: others again, of which errors are told.
         ridges: see `fit_operator`.
+        spreads: see above; None leaves scores as they are. Where blocks share their projections,
+            it is the only one.
 
     Raises:
         ConfigError: as `check_models`.
@@ -138,35 +146,73 @@ def fit_attention(
     users: dict[Operator, list[str]] = {}
     for name, (module, _) in pairs.items():
         users.setdefault(module.operator, []).append(name)
+    if len({module.qkv for module, _ in pairs.values()}) < len(pairs):
+        spreads = (None,)
+    sizes = _score_sizes(pairs, teacher, fitted)
+
+    def scale(name: str, spread: float | None) -> Tensor:
+        return torch.ones_like(sizes[name]) if spread is None else spread / sizes[name]
+
     solutions: dict[Operator, tuple[Solution, int]] = {}
-    for group in _groups(users):
-        moments = {op: (Moments(op), Moments(op)) for op in group}
+    for group in _groups(users, len(spreads)):
+        moments = {op: [(Moments(op), Moments(op)) for _ in spreads] for op in group}
         for part, samples in enumerate((fitted, held_out)):
 
             def add(name, q, k, v, part=part, moments=moments):
                 scores = q @ k.mT * q.shape[-1] ** -0.5
-                operator = pairs[name][0].operator
-                moments[operator][part].add(scores, scores.softmax(-1), v)
+                weights = scores.softmax(-1)
+                for pair, spread in zip(moments[pairs[name][0].operator], spreads, strict=True):
+                    pair[part].add(scores * scale(name, spread)[:, None, None], weights, v)
 
-            _visit(pairs, teacher, samples, [name for op in group for name in users[op]], add)
-        for operator, (first, second) in moments.items():
-            solution = fit_operator(operator, first, second, ridges)
-            solutions[operator] = solution, first.rows
-    errors = measure(pairs, teacher, test)
+            visit(pairs, teacher, samples, [name for op in group for name in users[op]], add)
+        for operator, found in moments.items():
+            solutions[operator] = fit_operator(operator, found, ridges), found[0][0].rows
+    scales = {}
+    for name, (module, _) in pairs.items():
+        choices = solutions[module.operator][0].choices
+        scales[name] = torch.stack([scale(name, spreads[c])[h] for h, c in enumerate(choices)])
+        _scale_queries(module, scales[name])
+    errors = measure(pairs, teacher, test, scales)
     return [
-        BlockFit(name, *errors[name][:2], solutions[m.operator][0], errors[name][2],
-                 solutions[m.operator][1])
-        for name, (m, _) in pairs.items()
-    ]  # fmt: skip
+        BlockFit(
+            *(name, *errors[name][:2], solutions[module.operator][0]),
+            *(scales[name].tolist(), errors[name][2], solutions[module.operator][1]),
+        )
+        for name, (module, _) in pairs.items()
+    ]
+
+
+@torch.no_grad()
+def _scale_queries(module: KArAt, scales: Tensor) -> None:
+    for parameter in (module.qkv.weight, module.qkv.bias):
+        if parameter is not None:
+            queries = parameter[: len(parameter) // 3]
+            queries.unflatten(0, (len(scales), -1)).transpose(0, -1).mul_(scales.to(parameter))
+
+
+def _score_sizes(pairs, teacher, samples) -> dict[str, Tensor]:
+    """Computes the root mean square of the scores of each block's heads."""
+    sums: dict[str, list[Tensor]] = {}
+
+    def add(name, q, k, v):
+        squares = (q @ k.mT * q.shape[-1] ** -0.5).square()
+        sums.setdefault(name, []).append(squares.mean((0, 2, 3)))
+
+    visit(pairs, teacher, samples, list(pairs), add)
+    return {name: torch.stack(means).mean(0).sqrt().clamp(min=1e-6) for name, means in sums.items()}
 
 
 @torch.no_grad()
 def measure(
-    pairs: dict[str, tuple[KArAt, SoftmaxAttention]], teacher: nn.Module, samples: Iterable[Samples]
+    pairs: dict[str, tuple[KArAt, SoftmaxAttention]],
+    teacher: nn.Module,
+    samples: Iterable[Samples],
+    scales: dict[str, Tensor] | None = None,
 ) -> dict[str, tuple[list[float], list[float], float]]:
     """Computes errors of each block: those of its heads, those of uniform attention, largest |s|.
 
-    What operators compute is compared with softmax attention of the same queries, keys, values.
+    What operators compute is compared with softmax attention of the same queries, keys, values,
+    the teacher's; with scales, operators have their queries multiplied by those of each head.
     """
     sums: dict[str, list[Tensor]] = {}
     largest = dict.fromkeys(pairs, 0.0)
@@ -175,7 +221,8 @@ def measure(
         module = pairs[name][0]
         scores = q @ k.mT * q.shape[-1] ** -0.5
         wanted = scores.softmax(-1) @ v
-        found = module.operator(*(x.to(module.qkv.weight) for x in (q, k, v)), module.grid)
+        scaled = q if scales is None else q * scales[name][:, None, None]
+        found = module.operator(*(x.to(module.qkv.weight) for x in (scaled, k, v)), module.grid)
         uniform = v.mean(2, keepdim=True)
         squares = [
             x.square().sum((0, 2, 3)) for x in (found.double() - wanted, uniform - wanted, wanted)
@@ -184,7 +231,7 @@ def measure(
         sums[name] = squares if old is None else [a + b for a, b in zip(old, squares, strict=True)]
         largest[name] = max(largest[name], scores.abs().max().item())
 
-    _visit(pairs, teacher, samples, list(pairs), compare)
+    visit(pairs, teacher, samples, list(pairs), compare)
     return {
         name: (
             (ours / total).sqrt().tolist(),
@@ -195,69 +242,14 @@ def measure(
     }
 
 
-def _groups(users: dict[Operator, list[str]]) -> Iterator[list[Operator]]:
+def _groups(users: dict[Operator, list[str]], alternatives: int) -> Iterator[list[Operator]]:
     """Yields operators, as many at a time as their moments leave memory for."""
     group, taken = [], 0
     for operator in users:
-        size = 2 * Moments.size(operator)
+        size = 2 * alternatives * Moments.size(operator)
         if group and taken + size > BUDGET:
             yield group
             group, taken = [], 0
         group.append(operator)
         taken += size
     yield group
-
-
-def _visit(pairs, teacher, samples, names: list[str], visit: Visit) -> None:
-    """Runs the teacher, and calls `visit` with what each attention named attends to, in fp64."""
-    seen: set[str] = set()
-    grids: dict[str, tuple[int, int]] = {}
-
-    def look(name, module, args):
-        x, grid, *rest = args
-        grids[name] = tuple(grid)
-        for tokens in _whole(module, pairs[name][0].grid, x, grid, *rest):
-            seen.add(name)
-            visit(
-                name, *(t.double() for t in split_heads(module.project(tokens), module.num_heads))
-            )
-
-    by_module = {pairs[name][1]: name for name in reversed(names)}
-    with _hooks(by_module, look):
-        for sample in samples:
-            run(teacher, sample)
-    for name in by_module.values():
-        if name not in seen:
-            made = pairs[name][0].grid
-            raise DataError(
-                f'{name}: its operator is made for {made[0]} x {made[1]} tokens, and no map or '
-                f'window of samples has as many (the last map: {grids.get(name)}): give images of '
-                'the size that the network is made for'
-            )
-
-
-@contextmanager
-def _hooks(by_module: dict[nn.Module, str], look: Callable) -> Iterator[None]:
-    hooks = [
-        module.register_forward_pre_hook(lambda m, args, look=partial(look, name): look(m, args))
-        for module, name in by_module.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _whole(module, made_for, x, grid, windows=None) -> Iterator[Tensor]:
-    """Yields tokens [B, N, C], row by row, of each map or window of the size wanted."""
-    if not module.window_size:
-        if tuple(grid) == tuple(made_for):
-            yield x if windows is None else windows.restore(x)
-        return
-    if windows is None:
-        windows = windows_of(grid, module.window_size)
-        x = windows.order(x)
-    for part, tile in zip(windows.split(x), windows.tiles, strict=True):
-        if tile.window == tuple(made_for):
-            yield part.reshape(-1, tile.height * tile.width, x.shape[-1])

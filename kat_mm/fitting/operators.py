@@ -1,6 +1,6 @@
 """Least squares fits of the operators of Kolmogorov-Arnold attention, from moments alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,19 +90,33 @@ class Solution(NamedTuple):
     """How an operator was fitted.
 
     Attributes:
+        choices: of each head, the number of the moments that it was fitted by.
         ridges: what was added to each head's moments f f^T, in units of their mean eigenvalue.
         conditions: of the systems solved.
         errors: of each head on the held-out rows, as `fit_operator` has it.
     """
 
+    choices: list[int]
     ridges: list[float]
     conditions: list[float]
     errors: list[float]
 
 
+class _Fit(NamedTuple):
+    """A linear map w_part @ f_part, [N, r] @ [r, F], of one head."""
+
+    error: float
+    ridge: float
+    condition: float
+    w_part: Tensor
+    f_part: Tensor
+
+
 @torch.no_grad()
 def fit_operator(
-    operator: Operator, fitted: Moments, held_out: Moments, ridges: Sequence[float] = RIDGES
+    operator: Operator,
+    alternatives: Sequence[tuple[Moments, Moments]],
+    ridges: Sequence[float] = RIDGES,
 ) -> Solution:
     """Sets the parameters of an operator to those that give the weights wanted best.
 
@@ -111,43 +125,54 @@ def fit_operator(
     V V^T of single images is replaced by its mean, which makes the minimum closed. With a ridge
     times |B|^2 in this metric added, that is B = (sum w f^T) (sum f f^T + ridge)^-1, for form
     'phi', and of all B of rank r, for 'w_phi', its projection on the r directions of weights that
-    it explains most of (reduced-rank regression; Izenman, J. Multivariate Analysis 5, 1975). The
-    ridge is the one of `ridges` with the least error on the held-out rows, for each head.
+    it explains most of (reduced-rank regression; Izenman, J. Multivariate Analysis 5, 1975).
 
     The r coefficient rows have a mean square of 1, as drawn; W has the size.
 
     Args:
         operator: as `check_fittable` accepts.
-        fitted, held_out: moments of different rows.
+        alternatives: moments of rows that are fitted, and of others that are held out; by the
+            error on those each head chooses among alternatives, which may differ in how scores
+            are scaled, and among ridges.
         ridges: to choose from, in units of the mean eigenvalue of sum f f^T.
 
     Returns:
         What was chosen. Errors are relative, in the metric: sqrt(sum |w - B f|^2 / sum |w|^2).
     """
-    solution = Solution([], [], [])
-    for h in range(fitted.ff.shape[0]):
-        values, vectors = torch.linalg.eigh(fitted.ff[h])
-        mean = values.mean()
-        root, inverse = _roots(fitted.vv[h])
-        turned = vectors.mT @ fitted.fw[h] @ root  # [F, N]
-        candidates = []
-        for ridge in ridges:
-            damped = turned / (values.clamp(min=0) + ridge * mean)[:, None]
-            left = torch.eye(len(root), dtype=root.dtype, device=root.device)
-            if operator.form == 'w_phi':
-                rank = min(operator.weight.shape[2], len(root))
-                left = torch.linalg.eigh(turned.mT @ damped)[1].flip(1)[:, :rank]
-            # B is w_part @ f_part, [N, r] @ [r, F].
-            w_part, f_part = inverse @ left, (vectors @ (damped @ left)).mT
-            error = _error(held_out, h, w_part, f_part)
-            candidates.append((error, ridge, w_part, f_part))
-        error, ridge, w_part, f_part = min(candidates, key=lambda candidate: candidate[0])
-        _write(operator, h, w_part, f_part)
-        solution.errors.append(error)
-        solution.ridges.append(ridge)
-        low = values[0].clamp(min=0) + ridge * mean
-        solution.conditions.append(((values[-1] + ridge * mean) / low).item())
+    solution = Solution([], [], [], [])
+    for h in range(operator.units.coefficients.shape[0]):
+        fits = [
+            (fit, choice)
+            for choice, (fitted, held_out) in enumerate(alternatives)
+            for fit in _fits(operator, fitted, held_out, h, ridges)
+        ]
+        best, choice = min(fits, key=lambda pair: pair[0].error)
+        _write(operator, h, best.w_part, best.f_part)
+        for values, value in zip(
+            solution, (choice, best.ridge, best.condition, best.error), strict=True
+        ):
+            values.append(value)
     return solution
+
+
+def _fits(operator, fitted, held_out, h, ridges) -> Iterator[_Fit]:
+    """Yields the best map of one head for each ridge."""
+    values, vectors = torch.linalg.eigh(fitted.ff[h])
+    values, mean = values.clamp(min=0), values.mean()
+    root, inverse = _roots(fitted.vv[h])
+    turned = vectors.mT @ fitted.fw[h] @ root  # [F, N]
+    for ridge in ridges:
+        damped = values + ridge * mean
+        maps = turned / damped[:, None]
+        if operator.form == 'w_phi':
+            rank = min(operator.weight.shape[2], len(root))
+            # In ascending order of what is explained.
+            left = torch.linalg.eigh(turned.mT @ maps)[1].flip(1)[:, :rank]
+        else:
+            left = torch.eye(len(root), dtype=root.dtype, device=root.device)
+        w_part, f_part = inverse @ left, (vectors @ (maps @ left)).mT
+        error = _error(held_out, h, w_part, f_part)
+        yield _Fit(error, ridge, (damped[-1] / damped[0]).item(), w_part, f_part)
 
 
 def _roots(vv: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kat_mm.attention.karat import KArAt
+from kat_mm.attention.projections import split_heads
 from kat_mm.errors import ConfigError, DataError
 from kat_mm.fitting import attention
 from kat_mm.fitting.attention import fit_attention, softmax_twin
@@ -57,13 +58,41 @@ def test_fits_each_block_in_place(options):
         assert max(fit.errors) < 0.1 < min(before[fit.name][0])
         assert len(fit.errors) == len(fit.uniform) == len(fit.solution.ridges) == 2
     for key, value in rest.items():
+        if '.qkv.' in key:
+            continue
         assert torch.equal(student.state_dict()[key], value)
-    wanted, [x] = twin, images(4, seed=3)
+    [x] = images(4, seed=3)
     with torch.no_grad():
         wanted, found, new = (m(x)[0] for m in (twin, student, model(**options)))
     assert (found - wanted).norm() < 0.2 * (new - wanted).norm()
     rows = 32 * 6 * 17 if not student.window_size else 32 * 6 * 16 + 2 * 16
     assert fits[0].rows == rows * (2 if options.get('shared') else 1)
+
+
+def test_queries_are_scaled_and_nothing_else_of_the_projection():
+    student = model(basis={'grid_size': 1})
+    with torch.no_grad():
+        for block in student.blocks:
+            block.attn.qkv.weight[:16] *= 30.0
+            block.attn.qkv.bias.normal_()
+    twin = softmax_twin(student)
+    old = {k: v.clone() for k, v in student.state_dict().items()}
+    fits = fit_attention(student, twin, *(images(16, seed=s, batches=4) for s in range(3)))
+    for i, fit in enumerate(fits):
+        new = student.blocks[i].attn.qkv
+        scales = torch.tensor(fit.scales)
+        assert not torch.equal(scales, torch.ones(2))
+        for name in ('weight', 'bias'):
+            before = old[f'blocks.{i}.attn.qkv.{name}']
+            after = getattr(new, name)
+            each = scales.repeat_interleave(8).view(-1, *[1] * (before.dim() - 1))
+            torch.testing.assert_close(after[:16], before[:16] * each)
+            assert torch.equal(after[16:], before[16:])
+        # What was measured is what the block computes.
+        x = torch.randn(2, 17, 16)
+        q, _, _ = split_heads(new(x), 2)
+        teacher_q = split_heads(twin.blocks[i].attn.qkv(x), 2)[0]
+        torch.testing.assert_close(q, teacher_q * scales[:, None, None])
 
 
 def test_few_moments_at_a_time_change_nothing(monkeypatch):
@@ -84,12 +113,12 @@ def test_global_blocks_take_tokens_row_by_row():
     teacher = softmax_twin(student)
     seen = {}
 
-    def visit(name, q, k, v):
+    def keep(name, q, k, v):
         seen[name] = v
 
     pairs = attention.check_models(student, teacher)
     [x] = images(2)
-    attention._visit(pairs, teacher, [x], list(pairs), visit)
+    attention.visit(pairs, teacher, [x], list(pairs), keep)
     tokens, grid = teacher.embed(x)
     tokens = teacher.blocks[0](tokens, grid)
     block = teacher.blocks[1].attn
@@ -104,7 +133,7 @@ def test_errors():
 
     with pytest.raises(ConfigError, match=r"blocks.0.attn: base='softmax' starts as the softmax"):
         fit(model(base='softmax'))
-    with pytest.raises(ConfigError, match='blocks.0.attn cannot be fitted by least squares: DOG'):
+    with pytest.raises(ConfigError, match=r'blocks.0.attn cannot be fitted by least squares: DOG'):
         fit(model(basis='dog'))
     with pytest.raises(ConfigError, match="no attention of type 'KArAt': nothing to fit"):
         fit(KAT(ARCH, 32, patch=8), KAT(ARCH, 32, patch=8))

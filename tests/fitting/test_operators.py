@@ -41,7 +41,7 @@ def weights_of(op, scores):
 
 def fitted(op, scores, wanted, values, ridge=1e-12):
     sums = moments(op, scores, wanted, values)
-    return fit_operator(op, sums, sums, (ridge,))
+    return fit_operator(op, [(sums, sums)], (ridge,))
 
 
 def loss(op, scores, wanted, values):
@@ -125,10 +125,12 @@ def test_error_falls_with_rank_and_functions():
         return max(fitted(operator(**options), scores, wanted, values).errors)
 
     by_rank = [error(rank=r) for r in (1, 2, 4, COUNT)]
-    assert by_rank == sorted(by_rank, reverse=True) and by_rank[0] > 1.2 * by_rank[-1]
+    assert by_rank == sorted(by_rank, reverse=True)
+    assert by_rank[0] > 1.2 * by_rank[-1]
     assert by_rank[-1] == pytest.approx(error(form='phi'), rel=1e-4)
     by_terms = [error(form='phi', basis={'grid_size': g}) for g in (1, 2, 3, 5)]
-    assert by_terms == sorted(by_terms, reverse=True) and by_terms[0] > 1.1 * by_terms[-1]
+    assert by_terms == sorted(by_terms, reverse=True)
+    assert by_terms[0] > 1.1 * by_terms[-1]
 
 
 def test_more_sums_than_tokens_leave_some_out():
@@ -147,13 +149,28 @@ def test_held_out_rows_choose_the_ridge():
     other, other_values = data(3, images=100)
     few = moments(op, scores, scores.softmax(-1), values)
     many = moments(op, other, other.softmax(-1), other_values)
-    solution = fit_operator(op, few, many, (1e-10, 1e-1))
+    solution = fit_operator(op, [(few, many)], (1e-10, 1e-1))
     assert solution.ridges == [1e-1] * HEADS
     chosen = loss(op, other, other.softmax(-1), other_values)
     torch.testing.assert_close(torch.tensor(solution.errors, dtype=torch.float64), chosen)
-    loose = fit_operator(op, few, many, (1e-10,))
+    loose = fit_operator(op, [(few, many)], (1e-10,))
     assert all(a > b for a, b in zip(loose.errors, solution.errors, strict=True))
     assert min(loose.conditions) > 1e8
+
+
+def test_each_head_chooses_how_scores_are_scaled():
+    op = operator()
+    scores, values = data(images=200)
+    wanted = scores.softmax(-1)
+    alternatives = []
+    for scale in (30.0, 1.0, 0.3):
+        sums = moments(op, scores * scale, wanted, values)
+        alternatives.append((sums, sums))
+    together = fit_operator(op, alternatives)
+    alone = [fit_operator(op, [one]).errors for one in alternatives]
+    assert together.errors == [min(errors) for errors in zip(*alone, strict=True)]
+    assert together.choices == [errors.index(min(errors)) for errors in zip(*alone, strict=True)]
+    assert 0 not in together.choices
 
 
 def test_parameters_keep_the_size_that_they_are_drawn_with():
