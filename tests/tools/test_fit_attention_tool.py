@@ -76,4 +76,4 @@ def test_errors(karat, segmentation_config, run_tool, tmp_path):
     assert 'less than 400 batches of 3' in error('--batches', 398)
     fitted = build(karat, **Config.fromfile(karat).model.backbone.attention)
     torch.save({'state_dict': fitted.state_dict(), 'meta': {}}, tmp_path / 'karat.pth')
-    assert 'has backbone.blocks.0.attn.operator.' in error(checkpoint='karat.pth')
+    assert 'the model has no blocks.0.attn.operator.weight' in error(checkpoint='karat.pth')
