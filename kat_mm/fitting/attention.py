@@ -13,6 +13,7 @@ from ..attention.softmax import SoftmaxAttention
 from ..errors import ConfigError
 from .attention_inputs import visit
 from .operators import RIDGES, Moments, Solution, check_fittable, fit_operator
+from .refitting import OutputMoments, can_refit, refit_weight
 from .runs import Samples
 
 BUDGET = 2 * 2**30  # bytes of moments that are kept at a time
@@ -122,6 +123,8 @@ def fit_attention(
     fitted to all of them. Attention on maps or windows that are not of the operator's size is
     left out.
 
+    Where W is small enough, it is fitted once more, to the outputs themselves: see `refit_weight`.
+
     Softmax grows with scores without end, and trained scores leave the range in which functions
     are fit for use, as trigonometric ones are within a period. So the queries' projection of each
     head is scaled, to the root mean square of its scores among `spreads` that serves best.
@@ -172,6 +175,9 @@ def fit_attention(
         choices = solutions[module.operator][0].choices
         scales[name] = torch.stack([scale(name, spreads[c])[h] for h, c in enumerate(choices)])
         _scale_queries(module, scales[name])
+    for operator, names in users.items():
+        if can_refit(operator):
+            _refit(operator, names, pairs, teacher, (fitted, held_out), scales)
     errors = measure(pairs, teacher, test, scales)
     return [
         BlockFit(
@@ -180,6 +186,18 @@ def fit_attention(
         )
         for name, (module, _) in pairs.items()
     ]
+
+
+def _refit(operator, names, pairs, teacher, parts, scales) -> None:
+    moments = OutputMoments(operator), OutputMoments(operator)
+    for part, samples in zip(moments, parts, strict=True):
+
+        def add(name, q, k, v, part=part):
+            scores = q @ k.mT * q.shape[-1] ** -0.5
+            part.add(scores * scales[name][:, None, None], v, scores.softmax(-1) @ v)
+
+        visit(pairs, teacher, samples, names, add)
+    refit_weight(operator, *moments)
 
 
 @torch.no_grad()
