@@ -70,6 +70,21 @@ def test_stays_where_held_out_images_say_so():
     assert torch.equal(op.weight, best)
 
 
+def test_no_output_is_better_than_a_wrong_one():
+    """Where the fitted images say nothing of others, W shrinks towards zero."""
+    op = operator()
+    few, other = OutputMoments(op), OutputMoments(op)
+    few.add(*data(1, 2)[1])
+    scores, v, o = data(2, 100)[1]
+    other.add(scores, v, -o)
+    refit_weight(op, few, few, (1e-6,))
+    wrong = [other.error(h, op.weight[h]) for h in range(HEADS)]
+    refit_weight(op, few, other, (1e-6, 1e8))
+    assert min(wrong) > 1.01
+    for h in range(HEADS):
+        assert other.error(h, op.weight[h]) == pytest.approx(1, abs=1e-3)
+
+
 def test_sizes():
     assert can_refit(operator())
     assert not can_refit(operator(form='phi'))
