@@ -48,8 +48,11 @@ class BlockFit:
 def softmax_twin(model: nn.Module) -> nn.Module:
     """Returns a copy of a model with softmax attention in the place of KArAt, same weights."""
     twin = copy.deepcopy(model)
+    made: dict[KArAt, SoftmaxAttention] = {}  # blocks may share one
     for name, module in list(twin.named_modules(remove_duplicate=False)):
-        if isinstance(module, KArAt):
+        if not isinstance(module, KArAt):
+            continue
+        if module not in made:
             softmax = SoftmaxAttention(
                 module.qkv.in_features,
                 module.num_heads,
@@ -57,8 +60,9 @@ def softmax_twin(model: nn.Module) -> nn.Module:
                 qkv_bias=module.qkv.bias is not None,
             )
             softmax.qkv, softmax.proj, softmax.drop = module.qkv, module.proj, module.drop
-            parent, _, child = name.rpartition('.')
-            setattr(twin.get_submodule(parent), child, softmax.train(module.training))
+            made[module] = softmax.train(module.training)
+        parent, _, child = name.rpartition('.')
+        setattr(twin.get_submodule(parent), child, made[module])
     return twin
 
 

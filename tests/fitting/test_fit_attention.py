@@ -69,6 +69,16 @@ def test_fits_each_block_in_place(options):
     assert fits[0].rows == rows * (2 if options.get('shared') else 1)
 
 
+def test_one_attention_in_all_blocks():
+    student = model(shared=True, basis='b_spline')
+    twin = softmax_twin(student)
+    assert twin.blocks[0].attn is twin.blocks[1].attn
+    [fit] = fit_attention(student, twin, *(images(16, seed=s, batches=2) for s in range(3)))
+    assert fit.name == 'blocks.0.attn'
+    assert fit.rows == 16 * 2 * 17 * 2
+    assert max(fit.errors) < 0.1
+
+
 def test_queries_are_scaled_and_nothing_else_of_the_projection():
     student = model(basis={'grid_size': 1})
     with torch.no_grad():
