@@ -10,7 +10,7 @@ USES = {  # what each package of kat_mm may import of the others
     'rational': set(),
     'attention': {'rational'},
     'weights': {'rational'},
-    'fitting': {'rational'},
+    'fitting': {'rational', 'attention'},
     'segmentation': {'rational'},
     'detection': {'rational'},
     'graphs': {'rational'},

@@ -1,4 +1,4 @@
-"""Fits of rational functions, and trained transformers turned into KATs by them. Takes scipy."""
+"""Fits of rational functions and of attention to those of trained transformers. Takes scipy."""
 
 try:
     import scipy  # noqa: F401
@@ -7,7 +7,16 @@ except ModuleNotFoundError as error:
         'kat_mm: fitting rational functions takes scipy: pip install scipy'
     ) from error
 
+from .attention import BlockFit, fit_attention, softmax_twin
 from .convert import to_kat
 from .report import ConversionReport, ConvertedMLP, LeftMLP
 
-__all__ = ['ConversionReport', 'ConvertedMLP', 'LeftMLP', 'to_kat']
+__all__ = [
+    'BlockFit',
+    'ConversionReport',
+    'ConvertedMLP',
+    'LeftMLP',
+    'fit_attention',
+    'softmax_twin',
+    'to_kat',
+]

@@ -21,6 +21,7 @@ from .hooks.deferred import DeferredRuntimeInfoHook  # noqa: E402
 from .hooks.epoch_seed import EpochSeedHook  # noqa: E402
 from .hooks.finite_loss import FiniteLossHook  # noqa: E402
 from .hooks.log_processor import MemoryLogProcessor  # noqa: E402
+from .hooks.score_range import ScoreRangeHook  # noqa: E402
 from .layers import GRKAN  # noqa: E402
 from .necks import RescalingFPN, SimplePyramid  # noqa: E402
 from .optimizer import KATOptimWrapperConstructor  # noqa: E402
@@ -75,6 +76,7 @@ __all__ = [
     'MemoryLogProcessor',
     'RescalingFPN',
     'SafeCheckpointHook',
+    'ScoreRangeHook',
     'SimplePyramid',
     'compact_collate',
     'latest_checkpoint',
