@@ -122,6 +122,29 @@ class Operator(nn.Module):
                 return y
             return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
 
+    def weights(self, scores: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Computes what `forward` multiplies the values by, of scores in fp32 or fp64.
+
+        Args:
+            scores: [B, heads, N, N], q k^T / sqrt(d).
+            grid: (h, w) of the map behind the prefix tokens.
+
+        Returns:
+            The weights [B, heads, N, N].
+        """
+        with _without_autocast(scores.device.type):
+            ratio = self.tokens.count / scores.shape[-1]
+            fit = self._fitted_to(tuple(grid), scores.dtype)
+            rows = self._rows(fit, None, ratio)
+            if self.simplex:
+                weights = self._projected(rows, None)
+            elif self.form == 'w_phi':
+                last = fit(self.weight, 1).mT * ratio
+                weights = lambda s: rows(s) @ last  # noqa: E731
+            else:
+                weights = lambda s: rows(s) * ratio  # noqa: E731
+            return self._in_chunks(lambda s, *_: weights(s), scores, scores, scores)
+
     def _by_kernels(self, q, k, v, grid) -> Tensor | None:
         """Computes the result by kernels that store no scores, where these serve.
 
