@@ -1,0 +1,76 @@
+"""Pictures of loss landscapes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import FuncFormatter
+from torch import Tensor
+
+from .plot_style import new_figure, save, style
+
+LEVELS = 24
+
+
+def plot_landscape(
+    png: Path,
+    axes_of_grid: tuple[Tensor, Tensor],
+    losses: Tensor,
+    path: Tensor,
+    iterations: Sequence[int],
+    variance: tuple[float, float],
+    title: str,
+) -> None:
+    """Draws contours of the loss, and the path of training over them.
+
+    Args:
+        png: file to write.
+        axes_of_grid: coordinates a and b.
+        losses: [len(a), len(b)].
+        path: (a, b) of each checkpoint, [checkpoints, 2].
+        iterations: of the checkpoints.
+        variance: shares of the path's variance along both directions.
+        title: of the picture.
+    """
+    z = losses.numpy().T
+    finite = z[np.isfinite(z)]
+    low, high = finite.min(), finite.max()
+    is_wide = low > 0 and high > 5 * low
+    space = np.geomspace if is_wide else np.linspace
+    levels = space(low, high if high > low else low + 1e-6, LEVELS + 1)
+    norm = (LogNorm if is_wide else Normalize)(levels[0], levels[-1])
+    with style():
+        figure = new_figure(4.6, 6.5)
+        axes = figure.subplots()
+        a, b = (axis.numpy() for axis in axes_of_grid)
+        filled = axes.contourf(a, b, z, levels, norm=norm, cmap='viridis')
+        axes.contour(a, b, z, levels, colors='white', linewidths=0.4, alpha=0.6)
+        axes.plot(*path.T.numpy(), color='white', linewidth=2.4, alpha=0.9, zorder=2)
+        axes.plot(*path.T.numpy(), color='black', linewidth=1.1, zorder=3)
+        axes.scatter(*path.T.numpy(), s=12, color='black', zorder=3)
+        ends = dict(edgecolor='black', linewidth=0.8, zorder=4)
+        axes.scatter(
+            *path[0].numpy(), s=55, color='white', label=f'iteration {iterations[0]}', **ends
+        )
+        axes.scatter(
+            *path[-1].numpy(),
+            s=130,
+            marker='*',
+            color='#D55E00',
+            label=f'iteration {iterations[-1]}',
+            **ends,
+        )
+        axes.set(
+            xlabel=f'1st principal direction ({variance[0]:.1%} of the variance)',
+            ylabel=f'2nd ({variance[1]:.1%})',
+            title=title,
+        )
+        axes.grid(False)
+        axes.legend(framealpha=0.9)
+        bar = figure.colorbar(filled, ax=axes, pad=0.02)
+        bar.set_label('training loss')
+        bar.set_ticks(levels[:: LEVELS // 6])
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.3g}'))
+        bar.ax.minorticks_off()
+        save(figure, png)
