@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from ..attention import Attention
 from ..attention.base import Matrices
+from ..attention.softmax import SoftmaxAttention
 from ..attention.windows import Windows, windows_of
+
+LABELS = {SoftmaxAttention: 'softmax'}
 
 
 class Part(NamedTuple):
@@ -46,6 +49,13 @@ class Attended(NamedTuple):
     def prefix(self) -> int:
         """Number of tokens in front of those of the map."""
         return self.tokens.shape[1] - self.grid[0] * self.grid[1]
+
+    @property
+    def label(self) -> str:
+        """What pictures call the attention."""
+        if getattr(self.attention, 'gate', None) is not None:
+            return f'softmax + gated {type(self.attention).__name__}'
+        return LABELS.get(type(self.attention), type(self.attention).__name__)
 
     @torch.no_grad()
     def parts(self) -> Iterator[Part]:

@@ -62,8 +62,8 @@ def plot_landscape(
             **ends,
         )
         axes.set(
-            xlabel=f'1st principal direction ({variance[0]:.1%} of the variance)',
-            ylabel=f'2nd ({variance[1]:.1%})',
+            xlabel=f"1st principal direction ({variance[0]:.1%} of the path's variance)",
+            ylabel=f'2nd principal direction ({variance[1]:.1%})',
             title=title,
         )
         axes.grid(False)

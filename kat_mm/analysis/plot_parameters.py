@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from .plot_style import BLUE, new_figure, save, style
@@ -70,7 +71,8 @@ def _draw(axes, kind: Kind) -> None:
     ):
         axes.hist(data, edges, weights=np.full(len(data), 1 / len(data)), **options)
     axes.set_yscale('log')
-    axes.set_title(f'{kind.name}\n{_count(len(values))}', fontsize=8)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f'{kind.name}\n{_count(len(values))} entries', fontsize=8)
     axes.locator_params(axis='x', nbins=4)
 
 

@@ -20,25 +20,26 @@ class Curves(NamedTuple):
         labels: of the functions.
         learned: [functions, points].
         start: the same, None where it is not known.
+        within: what 99.9% of the scores do not exceed in size, shaded; None where there are none.
     """
 
     name: str
     labels: Sequence[str]
     learned: Tensor
     start: Tensor | None
+    within: float | None
 
 
 def plot_units(
-    png: Path, x: Tensor, curves: Sequence[Sequence[Curves]], title: str, within: float | None
+    png: Path, x: Tensor, curves: Sequence[Sequence[Curves]], title: str
 ) -> None:
-    """Draws functions as they are learned, and dashed as they started.
+    """Draws functions as they are learned, over broad pale lines that are their start.
 
     Args:
         png: file to write.
         x: [points].
         curves: a row of panels for each layer, a panel for each head.
         title: of the picture.
-        within: what 99.9% of the scores do not exceed in size; the interval is shaded.
     """
     columns = max(map(len, curves))
     with style():
@@ -48,26 +49,25 @@ def plot_units(
             for axes in line[len(layer) :]:
                 axes.set_visible(False)
             for axes, head in zip(line, layer, strict=False):
-                _draw(axes, x.numpy(), head, within)
+                _draw(axes, x.numpy(), head)
         for axes in panels[-1]:
             axes.set_xlabel('score x')
         for axes in panels[:, 0]:
             axes.set_ylabel(r'$\varphi_{pq}(x)$')
-        handles = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
-        figure.legend(
-            handles.values(), handles.keys(), loc='outside lower center', ncols=len(handles)
-        )
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc='outside lower center', ncols=len(handles))
         figure.suptitle(title)
         save(figure, png)
 
 
-def _draw(axes, x: np.ndarray, head: Curves, within: float | None) -> None:
-    if within is not None:
-        axes.axvspan(-within, within, color='0.93', zorder=0, label='99.9% of the scores')
+def _draw(axes, x: np.ndarray, head: Curves) -> None:
+    if head.within is not None and head.within < x[-1]:
+        axes.axvspan(-head.within, head.within, color='0.93', zorder=0)
     for i, (label, colour) in enumerate(zip(head.labels, COLOURS, strict=False)):
-        axes.plot(x, head.learned[i], color=colour, label=label, linewidth=1.5)
+        axes.plot(x, head.learned[i], color=colour, label=label, linewidth=1.2)
         if head.start is not None:
-            start = 'at the start' if i == 0 else None
-            axes.plot(x, head.start[i], '--', color=colour, alpha=0.8, linewidth=1, label=start)
+            axes.plot(
+                x, head.start[i], color=colour, alpha=0.3, linewidth=4, label=f'{label}: start'
+            )
     axes.set_title(head.name)
     axes.margins(x=0)

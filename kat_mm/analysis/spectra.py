@@ -62,11 +62,11 @@ class BlockSpectra:
             on_matrices()
         flat = scores.abs().flatten()
         self._scores.append(flat[:: max(flat.numel() // DRAWN, 1)].cpu())
-        self._negative.append((weights < 0).double().mean((0, 2, 3)).cpu())
+        self._negative.append((weights < 0).double().mean((2, 3)).cpu())
         self._sums.append(weights.double().sum(-1).transpose(0, 1).flatten(1).cpu())
         self._about = {
             'name': seen.name,
-            'attention': type(seen.attention).__name__,
+            'attention': seen.label,
             'window': None if seen.windows is None else list(part.size),
         }
 
@@ -97,7 +97,7 @@ class BlockSpectra:
             'tokens': sorted(self._values),
             'matrices': len(ranks['scores']),
             'effective_rank': {name: rank.mean(0).tolist() for name, rank in ranks.items()},
-            'negative_weights': torch.stack(self._negative).mean(0).tolist(),
+            'negative_weights': torch.cat(self._negative).mean(0).tolist(),
             'row_sums': {'mean': sums.mean(1).tolist(), 'std': sums.std(1).tolist()},
             'scores': {
                 'largest': scores.max().item(),

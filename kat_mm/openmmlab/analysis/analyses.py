@@ -21,6 +21,7 @@ from .losses import BatchLosses, training_batches
 # Shows the progress of a number of steps: progress(what, how many) as what moves it by one.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 LIMIT = 4.0  # of the scores, where none were seen
+DRAWN = 8.0  # limit of the scores that functions are drawn for
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Subject:
     points: int = 21
     start: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    scores_within: float | None = None
+    scores_within: dict[str, float] = field(default_factory=dict)  # by name of the attention
 
     @cached_property
     def samples(self) -> list[dict]:
@@ -74,6 +75,15 @@ class Subject:
         return {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
 
     @cached_property
+    def run(self) -> list[models.Saved]:
+        """The checkpoints of the run up to this one."""
+        return models.path_of_training(self.checkpoint)
+
+    @cached_property
+    def earliest_weights(self) -> dict[str, Tensor]:
+        return models.load_states(self.model, self.run[:1])[0]
+
+    @cached_property
     def start_weights(self) -> dict[str, Tensor] | None:
         """The weights at the start as far as anything tells them; see `known_start`."""
         if self.start is None:
@@ -82,20 +92,23 @@ class Subject:
         return models.load_states(self.model, [file])[0]
 
     def known_start(self, groups: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Returns the parameters of these groups whose start is known."""
+        """Returns the parameters of these groups whose start is known.
+
+        What was drawn again is compared with the earliest checkpoint of the run, which has most in
+        common with its start.
+        """
         weights = self.start_weights
         if weights is None or self.start is not None:
             return weights or {}
-        return known_start(weights, self.weights, groups)
+        return known_start(weights, self.earliest_weights, groups)
 
-    @property
-    def no_start(self) -> str:
-        """Why there is no start."""
+    def no_start(self, of: str) -> str:
+        """Returns why something has no start, in a line."""
         if self.start_weights is None:
             reason = 'the checkpoint tells no seed'
         else:
-            reason = "what the checkpoint's seed draws here and now is not what it descends from"
-        return f'no start: {reason}; --start CHECKPOINT names one'
+            reason = "its seed draws here and now what the run's checkpoints do not descend from"
+        return f'no start of {of}: {reason}; --start CHECKPOINT names one'
 
     def chosen(self, count: int, which: Sequence[int] | None, option: str, of: str) -> list[int]:
         return list(check_indices(option, which, count, of, range(count)))
@@ -119,7 +132,7 @@ def attention(subject: Subject) -> dict:
             heads = subject.chosen(seen.attention.num_heads, subject.heads, '--heads', 'heads')
             rows = seen.rows(tokens)[:, heads].cpu()
             kind = 'global' if seen.windows is None else f'windows of {seen.windows.key[2]}'
-            title = f'Attention of block {block} ({type(seen.attention).__name__}, {kind})'
+            title = f'Attention of block {block}: {seen.label}, {kind}'
             png = subject.out / f'attention_block{block}.png'
             plot_attention(png, title, image.picture, size, tokens, rows, heads)
             count = rows.isfinite().sum((2, 3), keepdim=True)
@@ -148,7 +161,9 @@ def singular_values(subject: Subject) -> dict:
             for block, seen in zip(blocks, image.seen, strict=True):
                 block.add(seen, advance)
     summaries = [block.summary() for block in blocks]
-    subject.scores_within = max(block.scores_within() for block in blocks)
+    for block, summary in zip(blocks, summaries, strict=True):
+        name, within = summary['name'], subject.scores_within
+        within[name] = max(block.scores_within(), within.get(name, 0.0))
     kind = ' and '.join(dict.fromkeys(s['attention'] for s in summaries))
     many = f'{len(subject.samples)} images' if len(subject.samples) > 1 else 'one image'
     plot_effective_ranks(
@@ -177,19 +192,20 @@ def learned_units(subject: Subject) -> dict:
     groups = [[f'{name}.{k}' for k, _ in m.named_parameters()] for name, m in layers.items()]
     known = subject.known_start(groups)
     if not all(key in known for group in groups for key in group):
-        subject.notes['units'] = subject.no_start
+        subject.notes['units'] = subject.no_start('the functions')
         known = {}
-    limit = subject.scores_within or LIMIT
-    x = torch.linspace(-1.25 * limit, 1.25 * limit, units.POINTS, dtype=torch.float64)
+    x = torch.linspace(-DRAWN, DRAWN, units.POINTS, dtype=torch.float64)
     rows, numbers = [], {}
     with subject.progress('units', len(layers)) as advance:
         for i, (name, layer) in enumerate(layers.items()):
             begun = units.layer_with(layer, name, known) if known else None
-            change = units.unit_change(layer, begun, limit)
-            numbers[name] = change.summary()
+            within = subject.scores_within.get(name.partition('.operator.')[0])
+            if _takes_others(subject.model, name):
+                within = None
+            change = units.unit_change(layer, begun, within or LIMIT)
+            numbers[name] = {'limit': within or LIMIT, **change.summary()}
             label = _block_label(name)
             heads = subject.chosen(change.size.shape[0], subject.heads, '--heads', 'heads')
-            what = 'changed' if known else 'size'
             row = []
             for head in heads:
                 order = change.by_change(head)
@@ -199,7 +215,7 @@ def learned_units(subject: Subject) -> dict:
                 if begun is not None:
                     before = units.evaluate_units(begun, x, head, picked).cpu()
                 labels = ('changed most', 'median change') if known else ('largest', 'median size')
-                row.append(Curves(f'{label}, head {head}', labels, learned, before))
+                row.append(Curves(f'{label}, head {head}', labels, learned, before, within))
             rows.append((i, row))
             advance()
     shown = [row for i, row in rows if subject.blocks is None or i in subject.blocks] or [rows[0][1]]
@@ -208,9 +224,14 @@ def learned_units(subject: Subject) -> dict:
         x,
         shown,
         'Learned functions of the scores' + (' and their start' if known else ''),
-        subject.scores_within,
     )
-    return {'limit': limit, 'has_start': bool(known), 'layers': numbers}
+    return {'has_start': bool(known), 'layers': numbers}
+
+
+def _takes_others(model: nn.Module, name: str) -> bool:
+    """Tells whether functions take something else than scores."""
+    operator = model.get_submodule(name.rpartition('.')[0])
+    return name.endswith('.units2') or getattr(operator, 'form', None) == 'phi_w'
 
 
 def _block_label(name: str) -> str:
@@ -223,9 +244,12 @@ def histograms(subject: Subject) -> dict:
     """Draws histograms of all parameters by kind."""
     from ...analysis.plot_parameters import Kind, plot_histograms
 
-    known = subject.known_start(list(parameters.kinds(subject.model).values()))
-    if not known:
-        subject.notes['histograms'] = subject.no_start
+    kinds = parameters.kinds(subject.model)
+    known = subject.known_start(list(kinds.values()))
+    unknown = [kind for kind, names in kinds.items() if any(name not in known for name in names)]
+    if unknown:
+        which = 'the parameters' if len(unknown) == len(kinds) else ', '.join(unknown)
+        subject.notes['histograms'] = subject.no_start(which)
     drawn, numbers = [], {}
     for kind, values, before, described in parameters.by_kind(
         subject.model, subject.weights, known
@@ -241,9 +265,14 @@ def loss_landscape(subject: Subject) -> dict:
     from ...analysis.plot_landscape import plot_landscape
 
     model, points = subject.model, subject.points
-    files = models.path_of_training(subject.checkpoint)
+    files = list(subject.run)
+    models.check_spans_plane(files)
     states = models.load_states(model, files)
     names = [name for name, _ in model.named_parameters()]
+    begun = subject.known_start(list(parameters.kinds(model).values()))
+    if files[0].iteration > 0 and all(name in begun for name in names):
+        files.insert(0, models.Saved(0, Path('start')))
+        states.insert(0, begun)
     plane = landscape.principal_plane(states, names, subject.device)
     loss = BatchLosses(model, training_batches(subject.config, subject.batches))
     final = {'loss': loss(), 'loss_with_own_statistics': loss.with_own_statistics()}

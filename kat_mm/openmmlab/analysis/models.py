@@ -71,11 +71,7 @@ class Saved(NamedTuple):
 
 
 def path_of_training(checkpoint: Path) -> list[Saved]:
-    """Returns the checkpoints of the folder that one lies in, up to this one, sorted by iteration.
-
-    Raises:
-        DataError: for fewer than three.
-    """
+    """Returns the checkpoints of the folder that one lies in, up to this one, sorted by iteration."""
     folder = checkpoint.parent
     files = [p for p in folder.iterdir() if re.fullmatch(r'(epoch|iter)_\d+\.pth', p.name)]
     steps: dict[int, Path] = {}
@@ -88,13 +84,21 @@ def path_of_training(checkpoint: Path) -> list[Saved]:
         if path == checkpoint or iteration not in steps:
             steps[iteration] = path
     last = next(step for step, path in steps.items() if path == checkpoint)
-    result = [Saved(step, steps[step]) for step in sorted(steps) if step <= last]
-    if len(result) < 3:
+    return [Saved(step, steps[step]) for step in sorted(steps) if step <= last]
+
+
+def check_spans_plane(files: list[Saved]) -> None:
+    """Checks that there are enough checkpoints for the plane of a training path.
+
+    Raises:
+        DataError: for fewer than three.
+    """
+    if len(files) < 3:
+        name = files[-1].path
         raise DataError(
-            f'folder {folder} has {len(result)} checkpoints of a run up to {checkpoint.name}, and '
-            f'a plane needs three: train with --cfg-options {KEEP_ALL}'
+            f'folder {name.parent} has {len(files)} checkpoints of a run up to {name.name}, and a '
+            f'plane needs three: train with --cfg-options {KEEP_ALL}'
         )
-    return result
 
 
 def load_states(model: nn.Module, files: list[Saved]) -> list[dict[str, Tensor]]:
