@@ -14,6 +14,7 @@ landscape   the training loss on the two main directions of the training path, f
 import argparse
 import json
 import math
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -43,7 +44,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file, or the name of one')
-    parser.add_argument('checkpoint', help='checkpoint file, or the work dir of a run: its last one')
+    parser.add_argument(
+        'checkpoint', help='checkpoint file, or the work dir of a run: its last one'
+    )
     parser.add_argument(
         '-o', '--out', type=Path, help='folder, by default analysis beside the checkpoint'
     )
@@ -53,7 +56,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--image', default='0', help='image of the test data by its number, or an image file'
     )
-    parser.add_argument('--images', type=positive, default=4, dest='num_images', help='from that on, for the spectra')
+    parser.add_argument(
+        '--images',
+        type=positive,
+        default=4,
+        dest='num_images',
+        help='from that on, for the spectra',
+    )
     parser.add_argument('--blocks', type=int, nargs='+', help='to draw, all by default')
     parser.add_argument('--heads', type=int, nargs='+', help='to draw, all by default')
     parser.add_argument(
@@ -67,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--start', help='checkpoint of the start; by default drawn again from the seed of the run'
     )
-    parser.add_argument('--batches', type=positive, default=2, help='that losses are computed on')
+    parser.add_argument('--batches', type=positive, default=4, help='that losses are computed on')
     parser.add_argument(
         '--points', type=positive, default=21, help='of the landscape along each side'
     )
@@ -88,13 +97,17 @@ def without_nan(node):
 @config_mistakes()
 def main():
     args = parse_args()
+    warnings.filterwarnings('ignore', module='mmseg')  # of arguments that a config may keep
     console = Console(stderr=True)
     device = choose_device(args.device)
     config = configs.read_config(args.config, args.cfg_options)
     checkpoint = find_checkpoint(args.checkpoint)
     chosen = args.only or list(ANALYSES)
     config_checks.check_checkpoint(str(checkpoint))
-    config_checks.check_data(config, *dict.fromkeys(DATA[name] for name in chosen if name in DATA))
+    splits = {DATA[name] for name in chosen if name in DATA}
+    if not args.image.isdecimal():
+        splits -= {'test'}  # the image stands for it
+    config_checks.check_data(config, *sorted(splits))
     model = build_trained(config, checkpoint, device)
     out = args.out or checkpoint.parent / 'analysis'
     out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,10 @@ NAMED: tuple[tuple[type | tuple[type, ...], dict[str, str]], ...] = (
     ),
     (
         GroupRational,
-        {'weight_numerator': 'rational: numerators', 'weight_denominator': 'rational: denominators'},
+        {
+            'weight_numerator': 'rational: numerators',
+            'weight_denominator': 'rational: denominators',
+        },
     ),
     (LayerScale, {'gamma': 'layer scales'}),
     (NORMS, {'weight': 'norms: scales', 'bias': 'norms: offsets'}),

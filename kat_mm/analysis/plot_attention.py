@@ -51,14 +51,14 @@ def plot_attention(
     columns = len(heads) + 1
     side = min(1.75, 7.0 / columns)
     with style():
-        figure = new_figure(
-            0.5 + len(queries) * side * height / width, columns * side + 1.0
-        )
+        figure = new_figure(0.5 + len(queries) * side * height / width, columns * side + 1.0)
         panels = figure.subplots(len(queries), columns, squeeze=False)
         for i, (y, x) in enumerate(queries):
             for j, axes in enumerate(panels[i]):
                 axes.imshow(
-                    picture if j == 0 else _over(picture, weights[i, j - 1], token_size, norm, colours)
+                    picture
+                    if j == 0
+                    else _over(picture, weights[i, j - 1], token_size, norm, colours)
                 )
                 place = ((x + 0.5) * token_size - 0.5, (y + 0.5) * token_size - 0.5)
                 marker = dict(marker='s', markersize=6, fillstyle='none', linestyle='')

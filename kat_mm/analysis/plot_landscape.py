@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import BoundaryNorm
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
@@ -36,15 +36,13 @@ def plot_landscape(
     z = losses.numpy().T
     finite = z[np.isfinite(z)]
     low, high = finite.min(), finite.max()
-    is_wide = low > 0 and high > 5 * low
-    space = np.geomspace if is_wide else np.linspace
-    levels = space(low, high if high > low else low + 1e-6, LEVELS + 1)
-    norm = (LogNorm if is_wide else Normalize)(levels[0], levels[-1])
+    # Closer to the least loss, where the path goes and slopes are small.
+    levels = low + max(high - low, 1e-6) * np.linspace(0, 1, LEVELS + 1) ** 2
     with style():
         figure = new_figure(4.6, 6.5)
         axes = figure.subplots()
         a, b = (axis.numpy() for axis in axes_of_grid)
-        filled = axes.contourf(a, b, z, levels, norm=norm, cmap='viridis')
+        filled = axes.contourf(a, b, z, levels, norm=BoundaryNorm(levels, 256), cmap='viridis')
         axes.contour(a, b, z, levels, colors='white', linewidths=0.4, alpha=0.6)
         axes.plot(*path.T.numpy(), color='white', linewidth=2.4, alpha=0.9, zorder=2)
         axes.plot(*path.T.numpy(), color='black', linewidth=1.1, zorder=3)
@@ -70,7 +68,7 @@ def plot_landscape(
         axes.legend(framealpha=0.9)
         bar = figure.colorbar(filled, ax=axes, pad=0.02)
         bar.set_label('training loss')
-        bar.set_ticks(levels[:: LEVELS // 6])
+        bar.set_ticks(levels[:: LEVELS // 8])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.3g}'))
         bar.ax.minorticks_off()
         save(figure, png)

@@ -30,9 +30,7 @@ class Curves(NamedTuple):
     within: float | None
 
 
-def plot_units(
-    png: Path, x: Tensor, curves: Sequence[Sequence[Curves]], title: str
-) -> None:
+def plot_units(png: Path, x: Tensor, curves: Sequence[Sequence[Curves]], title: str) -> None:
     """Draws functions as they are learned, over broad pale lines that are their start.
 
     Args:

@@ -62,8 +62,8 @@ class BlockSpectra:
             on_matrices()
         flat = scores.abs().flatten()
         self._scores.append(flat[:: max(flat.numel() // DRAWN, 1)].cpu())
-        self._negative.append((weights < 0).double().mean((2, 3)).cpu())
-        self._sums.append(weights.double().sum(-1).transpose(0, 1).flatten(1).cpu())
+        self._negative.append((weights < 0).float().mean((2, 3)).double().cpu())
+        self._sums.append(weights.sum(-1, dtype=torch.float64).transpose(0, 1).flatten(1).cpu())
         self._about = {
             'name': seen.name,
             'attention': seen.label,

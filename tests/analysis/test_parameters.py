@@ -12,7 +12,9 @@ from kat_mm.models import KAT
 def network(ffn='gr_kan', **options):
     torch.manual_seed(0)
     arch = {'embed_dims': 16, 'num_layers': 2, 'num_heads': 2, 'layer_scale': 0.1, 'reg_tokens': 1}
-    backbone = KAT(arch, 64, attention=options, ffn=ffn, pyramid=dict(channels=(8, 8), strides=(8, 16)))
+    backbone = KAT(
+        arch, 64, attention=options, ffn=ffn, pyramid=dict(channels=(8, 8), strides=(8, 16))
+    )
     return nn.ModuleDict({'backbone': backbone, 'decode_head': nn.Conv2d(8, 3, 1)})
 
 

@@ -47,8 +47,10 @@ def test_sums_of_the_functions_are_those_of_the_layer(basis):
     x = torch.randn(3)
     z = layer.units(lambda p, dim: p).sums(x.view(1, 1, 1, 3))[0, :, 0]
     for head in range(2):
-        each = [evaluate_units(layer, x, head, torch.tensor([3 * p, 3 * p + 1, 3 * p + 2]))
-                for p in range(2)]
+        each = [
+            evaluate_units(layer, x, head, torch.tensor([3 * p, 3 * p + 1, 3 * p + 2]))
+            for p in range(2)
+        ]
         wanted = torch.stack([values.diagonal().sum() for values in each])
         torch.testing.assert_close(z[head].double(), wanted, rtol=1e-5, atol=1e-6)
 

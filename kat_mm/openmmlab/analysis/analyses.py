@@ -56,7 +56,7 @@ class Subject:
     queries: Sequence[tuple[float, float]] = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))
     image: str = '0'
     num_images: int = 4
-    batches: int = 2
+    batches: int = 4
     points: int = 21
     start: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
@@ -126,9 +126,7 @@ def attention(subject: Subject) -> dict:
         for block in blocks:
             seen = image.seen[block]
             size = image.token_size(seen.grid)
-            tokens = [
-                (int(y * height) // size, int(x * width) // size) for y, x in subject.queries
-            ]
+            tokens = [(int(y * height) // size, int(x * width) // size) for y, x in subject.queries]
             heads = subject.chosen(seen.attention.num_heads, subject.heads, '--heads', 'heads')
             rows = seen.rows(tokens)[:, heads].cpu()
             kind = 'global' if seen.windows is None else f'windows of {seen.windows.key[2]}'
@@ -218,7 +216,9 @@ def learned_units(subject: Subject) -> dict:
                 row.append(Curves(f'{label}, head {head}', labels, learned, before, within))
             rows.append((i, row))
             advance()
-    shown = [row for i, row in rows if subject.blocks is None or i in subject.blocks] or [rows[0][1]]
+    shown = [row for i, row in rows if subject.blocks is None or i in subject.blocks] or [
+        rows[0][1]
+    ]
     plot_units(
         subject.out / 'units.png',
         x,

@@ -1,10 +1,9 @@
 """The training loss of a model on batches that stay the same."""
 
 import copy
-import random
+from contextlib import AbstractContextManager
 from itertools import islice
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -13,6 +12,7 @@ from torch import nn
 
 from ...analysis.landscape import fresh_statistics
 from ...errors import ConfigError
+from .seeds import seeded
 
 
 class BatchLosses:
@@ -56,28 +56,8 @@ class BatchLosses:
                 total += self.model.parse_losses(losses)[0].double().item()
         return total / len(self.batches)
 
-    def _same_draws(self):
-        return _Seeded(self.SEED, self.device)
-
-
-class _Seeded:
-    """A context in which all generators start from a seed, and after which they go on as before."""
-
-    def __init__(self, seed: int, device: torch.device):
-        self._seed = seed
-        self._fork = torch.random.fork_rng([device] if device.type == 'cuda' else [])
-
-    def __enter__(self) -> None:
-        self._states = random.getstate(), np.random.get_state()  # noqa: NPY002
-        self._fork.__enter__()
-        random.seed(self._seed)
-        np.random.seed(self._seed)  # noqa: NPY002
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error) -> None:
-        self._fork.__exit__(*error)
-        random.setstate(self._states[0])
-        np.random.set_state(self._states[1])  # noqa: NPY002
+    def _same_draws(self) -> AbstractContextManager[None]:
+        return seeded(self.SEED, self.device)
 
 
 def training_batches(config: Config, count: int) -> list[dict]:
@@ -92,10 +72,10 @@ def training_batches(config: Config, count: int) -> list[dict]:
     # Workers would draw their own augmentations; a few batches need none.
     settings.num_workers, settings.persistent_workers = 0, False
     settings.pop('prefetch_factor', None)
-    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        with _Seeded(BatchLosses.SEED, torch.device('cpu')):
-            loader = Runner.build_dataloader(settings, seed=BatchLosses.SEED)
-            batches = list(islice(loader, count))
+    scope = DefaultScope.overwrite_default_scope(config.get('default_scope'))
+    with scope, seeded(BatchLosses.SEED, torch.device('cpu')):
+        loader = Runner.build_dataloader(settings, seed=BatchLosses.SEED)
+        batches = list(islice(loader, count))
     if not batches:
         raise ConfigError(f'train_dataloader of config {config.filename} gives no batch')
     return batches

@@ -10,7 +10,6 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 
 from ...attention.mimetic import skip_mimetic_init
@@ -19,7 +18,9 @@ from ...weights.layout import weights_of
 from ...weights.reading import read_checkpoint
 from ..checkpoint_checks import check_all_loaded, parts_without_weights
 from ..config_checks import is_local
+from ..configs import type_name
 from ..hooks.checkpoint import latest_checkpoint
+from .seeds import seeded
 
 KEEP_ALL = 'default_hooks.checkpoint.interval=... default_hooks.checkpoint.max_keep_ckpts=-1'
 
@@ -52,7 +53,12 @@ def build_trained(config: Config, checkpoint: Path, device: torch.device) -> nn.
     """
     with skip_mimetic_init():
         model = _build(config)
-    check_all_loaded(model, str(checkpoint))  # loads them, too
+    try:
+        check_all_loaded(model, str(checkpoint))  # loads them, too
+    except DataError as error:
+        if str(checkpoint) in str(error):
+            raise
+        raise DataError(f'checkpoint {checkpoint} does not fit the config: {error}') from error
     return model.to(device).eval()
 
 
@@ -123,6 +129,13 @@ def load_states(model: nn.Module, files: list[Saved]) -> list[dict[str, Tensor]]
     return states
 
 
+def _loops_by_iteration(config: Config) -> bool:
+    settings = config.get('train_cfg') or {}
+    if 'type' in settings:
+        return type_name(settings) == 'IterBasedTrainLoop'
+    return not settings.get('by_epoch', True)
+
+
 def redraw(config: Config, checkpoint: Path, device: torch.device) -> dict[str, Tensor] | None:
     """Draws the weights that training started from once more, as mmengine's runner does.
 
@@ -137,11 +150,12 @@ def redraw(config: Config, checkpoint: Path, device: torch.device) -> dict[str, 
     seed = (meta or {}).get('seed')
     if seed is None:
         return None
-    devices = [device] if device.type == 'cuda' else []
     level = MMLogger.get_current_instance().level
-    with torch.random.fork_rng(devices):
-        set_random_seed(seed)
+    with seeded(seed, device):
         model = _build(config).to(device)
+        if _loops_by_iteration(config):
+            # The loop has taken a seed for the workers of its loader before weights are initialised.
+            torch.empty((), dtype=torch.int64).random_()
         # mm logs each parameter that it initialises.
         MMLogger.get_current_instance().setLevel(logging.ERROR)
         try:
