@@ -23,8 +23,9 @@ from kat_mm.benchmarking.timing import progress
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.errors import UserError
 from kat_mm.openmmlab import config_checks, configs
-from kat_mm.openmmlab.analysis.analyses import ANALYSES, DATA, Subject
+from kat_mm.openmmlab.analysis.analyses import ANALYSES, DATA
 from kat_mm.openmmlab.analysis.models import build_trained, find_checkpoint
+from kat_mm.openmmlab.analysis.subject import Subject
 from kat_mm.openmmlab.runs import config_mistakes
 
 

@@ -54,7 +54,9 @@ class Plane(NamedTuple):
 
 
 def principal_plane(
-    checkpoints: Sequence[Mapping[str, Tensor]], names: Sequence[str], device: str = 'cpu'
+    checkpoints: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],
+    device: torch.device | str = 'cpu',
 ) -> Plane:
     """Finds the plane of a training path by principal component analysis of its checkpoints.
 

@@ -46,7 +46,7 @@ def plot_attention(
     if least < -1e-6 * most:
         norm, colours, extend = Normalize(-limit, limit), colormaps['RdBu_r'], 'both'
     else:
-        norm, colours, extend = Normalize(0, limit), colormaps['YlOrRd'], 'max'
+        norm, colours, extend = Normalize(0, limit), colormaps['Reds'], 'max'
     height, width = picture.shape[:2]
     columns = len(heads) + 1
     side = min(1.75, 7.0 / columns)
@@ -73,7 +73,7 @@ def plot_attention(
             panels[i, 0].set_ylabel(f'token ({y}, {x})', fontsize=8)
         drawn = ScalarMappable(norm, colours)
         bar = figure.colorbar(drawn, ax=panels, extend=extend, shrink=0.9, pad=0.02, aspect=30)
-        bar.set_label('weight × N   (1: an even mean)')
+        bar.set_label(r'weight $\times$ N   (1: an even mean)')
         figure.suptitle(title)
         save(figure, png)
 

@@ -26,8 +26,7 @@ class Kind(NamedTuple):
 def plot_histograms(png: Path, kinds: Sequence[Kind], title: str) -> None:
     """Draws a histogram of each kind, over the outline of that of the start.
 
-    The axis leaves out 0.1% of the entries where these lie far off; the bars at its ends are without
-    them.
+    The axis leaves out the 0.1% of the entries that lie farthest off.
     """
     columns = min(len(kinds), 4)
     lines = math.ceil(len(kinds) / columns)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .plot_style import BLUE, GREY, ORANGE, new_figure, save, style
 
-# How each kind of matrix is drawn: label, colour, line.
+# How each kind of matrix is drawn: label, colour, line. Those of softmax come on top, in dashes, so
+# that both are seen where they are the same.
 DRAWN = {
     'scores': ('scores S (before)', GREY, '-'),
-    'softmax': ('softmax of the same S', BLUE, '--'),
     'weights': ('attention weights (after)', ORANGE, '-'),
+    'softmax': ('softmax of the same S', BLUE, '--'),
 }
 FLOOR = 1e-7  # what fp32 leaves of smaller singular values, over the largest, is rounding
 
@@ -33,7 +34,9 @@ def plot_effective_ranks(png: Path, summaries: Sequence[dict], title: str) -> No
         for shift, (name, (label, colour, line)) in zip((-1, 0, 1), DRAWN.items(), strict=True):
             ranks = [s['effective_rank'][name] for s in summaries]
             means = [np.mean(rank) for rank in ranks]
-            axes.plot(blocks, means, line, color=colour, marker='o', label=label, zorder=3)
+            axes.plot(
+                blocks, means, line, color=colour, marker='o', markersize=4, label=label, zorder=3
+            )
             for block, rank in enumerate(ranks):
                 places = np.full(len(rank), block + 0.07 * shift)
                 axes.plot(places, rank, '.', color=colour, alpha=0.4, markersize=5)

@@ -1,4 +1,4 @@
-"""The learned functions phi_pq of Kolmogorov-Arnold attention, and how far they are from a start."""
+"""The learned functions phi_pq of Kolmogorov-Arnold attention, and how far a start is from them."""
 
 import copy
 from collections.abc import Iterator, Mapping

@@ -1,117 +1,21 @@
 """The analyses of a trained model: each writes pictures to a folder and returns its numbers."""
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...analysis import landscape, parameters, spectra, units
-from ...analysis.start import known_start
-from ...checks import check_indices
 from ...errors import ConfigError
 from . import images, models
 from .losses import BatchLosses, training_batches
+from .subject import Subject
 
-# Shows the progress of a number of steps: progress(what, how many) as what moves it by one.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 LIMIT = 4.0  # of the scores, where none were seen
 DRAWN = 8.0  # limit of the scores that functions are drawn for
-
-
-@dataclass
-class Subject:
-    """What is analysed, and how.
-
-    Attributes:
-        config: of the model.
-        checkpoint: its weights.
-        model: with these weights, in evaluation mode.
-        device: where it is.
-        out: folder for the pictures.
-        progress: shows progress.
-        notes: what could not be done, by analysis, in a line each.
-        blocks, heads: which are drawn, all by default.
-        queries: (y, x) of the tokens whose weights are drawn, as fractions of the image.
-        image: number or path of the first image.
-        num_images: for the spectra.
-        batches: for the losses.
-        points: along each side of the landscape.
-        start: a checkpoint of the start; drawn again from the seed without.
-    """
-
-    config: Config
-    checkpoint: Path
-    model: nn.Module
-    device: torch.device
-    out: Path
-    progress: Progress
-    blocks: Sequence[int] | None = None
-    heads: Sequence[int] | None = None
-    queries: Sequence[tuple[float, float]] = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))
-    image: str = '0'
-    num_images: int = 4
-    batches: int = 4
-    points: int = 21
-    start: str | None = None
-    notes: dict[str, str] = field(default_factory=dict)
-    scores_within: dict[str, float] = field(default_factory=dict)  # by name of the attention
-
-    @cached_property
-    def samples(self) -> list[dict]:
-        return images.validation_images(self.config, self.image, self.num_images)
-
-    @cached_property
-    def first_image(self) -> images.Image:
-        return images.look_at(self.model, self.samples[0])
-
-    @cached_property
-    def weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
-
-    @cached_property
-    def run(self) -> list[models.Saved]:
-        """The checkpoints of the run up to this one."""
-        return models.path_of_training(self.checkpoint)
-
-    @cached_property
-    def earliest_weights(self) -> dict[str, Tensor]:
-        return models.load_states(self.model, self.run[:1])[0]
-
-    @cached_property
-    def start_weights(self) -> dict[str, Tensor] | None:
-        """The weights at the start as far as anything tells them; see `known_start`."""
-        if self.start is None:
-            return models.redraw(self.config, self.checkpoint, self.device)
-        file = models.Saved(0, models.find_checkpoint(self.start))
-        return models.load_states(self.model, [file])[0]
-
-    def known_start(self, groups: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Returns the parameters of these groups whose start is known.
-
-        What was drawn again is compared with the earliest checkpoint of the run, which has most in
-        common with its start.
-        """
-        weights = self.start_weights
-        if weights is None or self.start is not None:
-            return weights or {}
-        return known_start(weights, self.earliest_weights, groups)
-
-    def no_start(self, of: str) -> str:
-        """Returns why something has no start, in a line."""
-        if self.start_weights is None:
-            reason = 'the checkpoint tells no seed'
-        else:
-            reason = "its seed draws here and now what the run's checkpoints do not descend from"
-        return f'no start of {of}: {reason}; --start CHECKPOINT names one'
-
-    def chosen(self, count: int, which: Sequence[int] | None, option: str, of: str) -> list[int]:
-        return list(check_indices(option, which, count, of, range(count)))
+ROOM = 4  # blocks, and heads of each, in a picture of functions
 
 
 def attention(subject: Subject) -> dict:
@@ -182,7 +86,7 @@ def singular_values(subject: Subject) -> dict:
 
 def learned_units(subject: Subject) -> dict:
     """Draws the functions of KArAt that changed most and middling, against their start."""
-    from ...analysis.plot_units import Curves, plot_units
+    from ...analysis.plot_units import plot_units
 
     layers = dict(units.unit_layers(subject.model))
     if not layers:
@@ -192,52 +96,77 @@ def learned_units(subject: Subject) -> dict:
     if not all(key in known for group in groups for key in group):
         subject.notes['units'] = subject.no_start('the functions')
         known = {}
-    x = torch.linspace(-DRAWN, DRAWN, units.POINTS, dtype=torch.float64)
-    rows, numbers = [], {}
+    blocks = {name: int((re.findall(r'blocks\.(\d+)\.', name) or [0])[0]) for name in layers}
+    shown = subject.blocks or _spread(sorted(set(blocks.values())))
+    panels, numbers = [], {}
     with subject.progress('units', len(layers)) as advance:
-        for i, (name, layer) in enumerate(layers.items()):
+        for name, layer in layers.items():
             begun = units.layer_with(layer, name, known) if known else None
-            within = subject.scores_within.get(name.partition('.operator.')[0])
-            if _takes_others(subject.model, name):
-                within = None
+            within = _scores_within(subject, layer)
             change = units.unit_change(layer, begun, within or LIMIT)
             numbers[name] = {'limit': within or LIMIT, **change.summary()}
-            label = _block_label(name)
-            heads = subject.chosen(change.size.shape[0], subject.heads, '--heads', 'heads')
-            row = []
-            for head in heads:
-                order = change.by_change(head)
-                picked = order[[0, len(order) // 2]]
-                learned = units.evaluate_units(layer, x, head, picked).cpu()
-                before = None
-                if begun is not None:
-                    before = units.evaluate_units(begun, x, head, picked).cpu()
-                labels = ('changed most', 'median change') if known else ('largest', 'median size')
-                row.append(Curves(f'{label}, head {head}', labels, learned, before, within))
-            rows.append((i, row))
+            if blocks[name] in shown:
+                label = f'block {blocks[name]}' + (', 2nd' if name.endswith('units2') else '')
+                panels.append(_panels(subject, label, layer, begun, change, within))
             advance()
-    shown = [row for i, row in rows if subject.blocks is None or i in subject.blocks] or [
-        rows[0][1]
-    ]
-    plot_units(
-        subject.out / 'units.png',
-        x,
-        shown,
-        'Learned functions of the scores' + (' and their start' if known else ''),
-    )
+    if not panels:
+        raise ConfigError(
+            f'--blocks {list(shown)}: functions of KArAt are in {sorted(set(blocks.values()))}'
+        )
+    title = 'Learned functions of the scores' + (' and their start' if known else '')
+    plot_units(subject.out / 'units.png', _drawn_scores(), panels, title)
     return {'has_start': bool(known), 'layers': numbers}
 
 
-def _takes_others(model: nn.Module, name: str) -> bool:
-    """Tells whether functions take something else than scores."""
-    operator = model.get_submodule(name.rpartition('.')[0])
-    return name.endswith('.units2') or getattr(operator, 'form', None) == 'phi_w'
+def _panels(
+    subject: Subject,
+    label: str,
+    layer: units.UnitLayer,
+    begun: units.UnitLayer | None,
+    change: units.UnitChange,
+    within: float | None,
+) -> list:
+    """Returns the functions to draw of a layer, for some of its heads."""
+    from ...analysis.plot_units import Curves
+
+    x, count = _drawn_scores(), len(change.size)
+    heads = subject.chosen(count, subject.heads, '--heads', 'heads')
+    labels = ('largest', 'median size') if begun is None else ('changed most', 'median change')
+    result = []
+    for head in heads if subject.heads else _spread(heads):
+        order = change.by_change(head)
+        picked = order[[0, len(order) // 2]]
+        curves = [
+            None if one is None else units.evaluate_units(one, x, head, picked).cpu()
+            for one in (layer, begun)
+        ]
+        result.append(Curves(f'{label}, head {head}', labels, *curves, within))
+    return result
 
 
-def _block_label(name: str) -> str:
-    found = re.search(r'blocks\.(\d+)\.', name)
-    second = ', Φ2' if name.endswith('.units2') else ''
-    return (f'block {found[1]}' if found else name) + second
+def _drawn_scores() -> Tensor:
+    return torch.linspace(-DRAWN, DRAWN, units.POINTS, dtype=torch.float64)
+
+
+def _spread(numbers: list[int]) -> list[int]:
+    """Returns at most as many numbers as a picture has room for, from the first to the last."""
+    if len(numbers) <= ROOM:
+        return numbers
+    return [numbers[round(i * (len(numbers) - 1) / (ROOM - 1))] for i in range(ROOM)]
+
+
+def _scores_within(subject: Subject, layer: units.UnitLayer) -> float | None:
+    """Returns how large the scores are that a layer takes; None if none were seen.
+
+    Those of all blocks that share the layer count. Other layers than the first take no scores, and
+    neither do those of Phi(W s).
+    """
+    seen = []
+    for name, within in subject.scores_within.items():
+        operator = getattr(subject.model.get_submodule(name), 'operator', None)
+        if getattr(operator, 'units', None) is layer and operator.form != 'phi_w':
+            seen.append(within)
+    return max(seen, default=None)
 
 
 def histograms(subject: Subject) -> dict:
@@ -270,7 +199,8 @@ def loss_landscape(subject: Subject) -> dict:
     states = models.load_states(model, files)
     names = [name for name, _ in model.named_parameters()]
     begun = subject.known_start(list(parameters.kinds(model).values()))
-    if files[0].iteration > 0 and all(name in begun for name in names):
+    is_other = subject.start is None or Path(subject.start) not in [path for _, path in files]
+    if files[0].iteration > 0 and is_other and all(name in begun for name in names):
         files.insert(0, models.Saved(0, Path('start')))
         states.insert(0, begun)
     plane = landscape.principal_plane(states, names, subject.device)

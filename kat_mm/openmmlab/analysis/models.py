@@ -77,7 +77,7 @@ class Saved(NamedTuple):
 
 
 def path_of_training(checkpoint: Path) -> list[Saved]:
-    """Returns the checkpoints of the folder that one lies in, up to this one, sorted by iteration."""
+    """Returns the checkpoints of the folder of one, up to this one, sorted by iteration."""
     folder = checkpoint.parent
     files = [p for p in folder.iterdir() if re.fullmatch(r'(epoch|iter)_\d+\.pth', p.name)]
     steps: dict[int, Path] = {}
@@ -154,7 +154,7 @@ def redraw(config: Config, checkpoint: Path, device: torch.device) -> dict[str, 
     with seeded(seed, device):
         model = _build(config).to(device)
         if _loops_by_iteration(config):
-            # The loop has taken a seed for the workers of its loader before weights are initialised.
+            # Before weights are initialised, the loop's loader has drawn a seed for its workers.
             torch.empty((), dtype=torch.int64).random_()
         # mm logs each parameter that it initialises.
         MMLogger.get_current_instance().setLevel(logging.ERROR)

@@ -45,7 +45,7 @@ def test_a_folder_means_its_last_checkpoint(tmp_path):
     assert find_checkpoint(str(tmp_path)) == tmp_path / 'epoch_10.pth'
     assert find_checkpoint(str(tmp_path / 'epoch_2.pth')) == tmp_path / 'epoch_2.pth'
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(DataError, match='empty has no checkpoint .*: name the work dir of'):
+    with pytest.raises(DataError, match=r'empty has no checkpoint .*: name the work dir of'):
         find_checkpoint(str(tmp_path / 'empty'))
     with pytest.raises(DataError, match='must be a file here; download it first'):
         find_checkpoint('https://example.org/a.pth')
@@ -83,7 +83,7 @@ def test_a_model_is_built_with_all_its_weights(tmp_path):
     built = build_trained(config(attention='KArAt'), path, torch.device('cpu'))
     assert all(torch.equal(v, built.state_dict()[k]) for k, v in model.state_dict().items())
     assert not any(module.training for module in built.modules())
-    with pytest.raises(DataError, match='of another architecture: .*coefficients'):
+    with pytest.raises(DataError, match=r'of another architecture: .*coefficients'):
         build_trained(
             config(attention=dict(type='KArAt', basis='rational')), path, torch.device('cpu')
         )
