@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
 from ...analysis.capture import Attended, attended
+from ...attention import Attention
 from ...errors import ConfigError, DataError
 from ..configs import nested, type_name
 
@@ -78,7 +79,8 @@ def look_at(model: nn.Module, sample: dict) -> Image:
     """Runs the backbone of a model on an image.
 
     Raises:
-        ConfigError: for a model without a backbone, or without an attention of this project.
+        ConfigError: for a model without a backbone, without an attention of this project, or with
+            one that tells no matrices.
     """
     backbone = getattr(model, 'backbone', None)
     if backbone is None:
@@ -92,6 +94,11 @@ def look_at(model: nn.Module, sample: dict) -> Image:
             f'backbone {type(backbone).__name__} has no attention of kat_mm: there is no attention '
             'to look at'
         )
+    for kind in {type(one.attention) for one in seen}:
+        if kind.matrices is Attention.matrices:
+            raise ConfigError(
+                f'attention {kind.__name__} cannot be looked at: give it a method matrices(x, grid)'
+            )
     picture = sample['inputs'].permute(1, 2, 0).flip(2).contiguous()  # loaded as BGR
     name = Path(getattr(sample['data_samples'], 'img_path', '') or 'image').name
     return Image(name, picture.clamp(0, 255).byte().cpu().numpy(), tuple(inputs.shape[-2:]), seen)

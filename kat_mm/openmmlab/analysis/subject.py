@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...analysis.start import known_start
 from ...checks import check_indices
-from ...errors import UserError
+from ...errors import DataError, UserError
 from . import images, models
 
 # Shows the progress of a number of steps: progress(what, how many) as what moves it by one.
@@ -78,7 +78,10 @@ class Subject:
 
     @cached_property
     def earliest_weights(self) -> dict[str, Tensor]:
-        return models.load_states(self.model, self.run[:1])[0]
+        try:
+            return models.load_states(self.model, self.run[:1])[0]
+        except DataError:  # the folder has checkpoints of another run
+            return self.weights
 
     @cached_property
     def start_weights(self) -> dict[str, Tensor] | None:

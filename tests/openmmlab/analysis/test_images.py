@@ -9,8 +9,16 @@ from kats import ARCH, Detector
 from mmengine.config import Config
 from torch import nn
 
+from kat_mm.attention import Attention
 from kat_mm.errors import ConfigError
 from kat_mm.openmmlab.analysis.images import Image, look_at, validation_images
+
+
+class Silent(Attention):
+    """An attention that only computes."""
+
+    def attend(self, x, grid, mask=None):
+        return x
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,11 @@ def test_an_image_as_the_backbone_sees_it():
     assert (image.picture == pixels.numpy()[::-1].transpose(1, 2, 0)).all()
     assert len(image.seen) == ARCH['num_layers']
     assert image.seen[0].grid == (4, 6)
+    model.backbone.blocks[1].attn = Silent(48, 2, (4, 4))
+    with pytest.raises(
+        ConfigError, match=r'attention Silent cannot be looked at: .* matrices\(x, '
+    ):
+        look_at(model, sample)
     model.backbone = nn.Identity()
     with pytest.raises(ConfigError, match='backbone Identity has no attention of kat_mm'):
         look_at(model, sample)
