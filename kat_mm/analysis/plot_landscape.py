@@ -11,6 +11,8 @@ from torch import Tensor
 from .plot_style import new_figure, save, style
 
 LEVELS = 24
+# Up to how many times the heights of the path and of the median above the least loss levels go.
+BEYOND, STEEP = 1.5, 4.0
 
 
 def plot_landscape(
@@ -34,16 +36,27 @@ def plot_landscape(
         title: of the picture.
     """
     z = losses.numpy().T
-    finite = z[np.isfinite(z)]
-    low, high = finite.min(), finite.max()
+    finite = z[np.isfinite(z)] if np.isfinite(z).any() else np.zeros(1)
+    low = finite.min()
+    # Far from the path the loss may explode: what is beyond has the last colour.
+    near = [
+        (axis - p[:, None]).abs().argmin(1) for axis, p in zip(axes_of_grid, path.T, strict=True)
+    ]
+    on_path = np.nan_to_num(losses[near[0], near[1]].numpy(), nan=low, posinf=low).max()
+    height = max(BEYOND * (on_path - low), STEEP * (np.median(finite) - low))
+    extend = 'max' if finite.max() > low + height else 'neither'
     # Closer to the least loss, where the path goes and slopes are small.
-    levels = low + max(high - low, 1e-6) * np.linspace(0, 1, LEVELS + 1) ** 2
+    height = max(min(height, finite.max() - low), 1e-6)
+    levels = low + height * np.linspace(0, 1, LEVELS + 1) ** 2
+    norm = BoundaryNorm(levels, 256, extend=extend)
     with style():
         figure = new_figure(4.6, 6.5)
         axes = figure.subplots()
         a, b = (axis.numpy() for axis in axes_of_grid)
-        filled = axes.contourf(a, b, z, levels, norm=BoundaryNorm(levels, 256), cmap='viridis')
-        axes.contour(a, b, z, levels, colors='white', linewidths=0.4, alpha=0.6)
+        shown = np.ma.masked_invalid(z)
+        filled = axes.contourf(a, b, shown, levels, norm=norm, cmap='viridis', extend=extend)
+        axes.set_facecolor('0.8')  # where the loss is no number
+        axes.contour(a, b, shown, levels, colors='white', linewidths=0.4, alpha=0.6)
         axes.plot(*path.T.numpy(), color='white', linewidth=2.4, alpha=0.9, zorder=2)
         axes.plot(*path.T.numpy(), color='black', linewidth=1.1, zorder=3)
         axes.scatter(*path.T.numpy(), s=12, color='black', zorder=3)
