@@ -49,7 +49,7 @@ def plot_units(png: Path, x: Tensor, curves: Sequence[Sequence[Curves]], title: 
             for axes, head in zip(line, layer, strict=False):
                 _draw(axes, x.numpy(), head)
         for axes in panels[-1]:
-            axes.set_xlabel('score x')
+            axes.set_xlabel('x')
         for axes in panels[:, 0]:
             axes.set_ylabel(r'$\varphi_{pq}(x)$')
         handles, labels = panels[0, 0].get_legend_handles_labels()
