@@ -1,7 +1,7 @@
 """Imports of kat_mm run one way: rational <- attention, weights, fitting <- models <- openmmlab."""
 
 import pytest
-from imports import imports, modules
+from imports import imports, modules, third_parties
 
 OPENMMLAB = {'mmengine', 'mmcv', 'mmdet', 'mmseg'}
 PARTS = {'rational', 'attention', 'weights', 'fitting'}
@@ -15,7 +15,8 @@ USES = {  # what each package of kat_mm may import of the others
     'detection': {'rational'},
     'graphs': {'rational'},
     'models': PARTS,
-    'openmmlab': {*CORE, 'segmentation', 'detection', 'graphs'},
+    'analysis': {'rational', 'attention', 'models'},
+    'openmmlab': {*CORE, 'segmentation', 'detection', 'graphs', 'analysis'},
     'benchmarking': CORE,
     'digits': CORE,
 }
@@ -46,3 +47,13 @@ def test_imports_run_one_way(package):
 def test_openmmlab_stays_in_its_room(package):
     pairs = imported(package)
     assert not {(name, target) for name, target in pairs if target.split('.')[0] in OPENMMLAB}
+
+
+def test_analyses_take_torch_and_numpy_alone():
+    assert third_parties('kat_mm/analysis') <= {'torch', 'numpy', 'matplotlib'}
+    pictures = {
+        name
+        for name, target in imported('analysis')
+        if target.partition('.')[0] == 'matplotlib' or '.plot_' in target
+    }
+    assert all(name.rpartition('.')[2].startswith('plot_') for name in pictures)

@@ -1,10 +1,24 @@
 """What every attention over the tokens of a feature map has in common."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from ..checks import check_int
 from ..errors import ConfigError
 from .windows import Windows, attend_in_padded_windows, windows_of
+
+
+class Matrices(NamedTuple):
+    """What an attention makes of pairs of tokens, [B, heads, N, N] each, a row for each query.
+
+    Attributes:
+        scores: what its activation takes: scaled products of queries and keys, with any bias.
+        weights: what multiplies the values; they may be negative where nothing forbids it.
+    """
+
+    scores: Tensor
+    weights: Tensor
 
 
 class Attention(nn.Module):
@@ -81,6 +95,17 @@ class Attention(nn.Module):
             [B, N, any], as `output` takes it.
         """
         raise NotImplementedError(f'{type(self).__name__} needs a method attend(x, grid, mask)')
+
+    def matrices(self, x: Tensor, grid: tuple[int, int]) -> Matrices:
+        """Computes scores and weights of tokens, to be looked at: `attend` forms neither.
+
+        The weights times the values are what `attend` gives. Arithmetic is fp32, or fp64 for fp64.
+
+        Args:
+            x: [B, P + h * w, any], as `attend` takes it.
+            grid: (h, w) of the map or of the windows.
+        """
+        raise NotImplementedError(f'{type(self).__name__} needs a method matrices(x, grid)')
 
     def output(self, y: Tensor) -> Tensor:
         """Computes the result [B, N, embed_dims] from what `attend` gave."""

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from ..checks import check_bool, check_int
 from ..errors import ConfigError
 from ..registry import ATTENTIONS, BASES, Config
+from .base import Matrices
 from .operator import FORMS, Operator
-from .projections import ProjectedAttention, join_heads, split_heads
+from .projections import ProjectedAttention, join_heads, scaled_products, split_heads
 from .softmax import softmax_attention
 from .tokens import Tokens
 from .units import BASE_FUNCTIONS
@@ -93,3 +94,12 @@ class KArAt(ProjectedAttention):
             y = self.operator(*split_heads(x, self.num_heads), grid, mask)
             y = join_heads(y if self.gate is None else self.gate[:, None, None].to(y.dtype) * y)
         return y if self.gate is None else softmax_attention(x, self.num_heads, mask) + y
+
+    def matrices(self, x: Tensor, grid: tuple[int, int]) -> Matrices:
+        q, k, _ = split_heads(x, self.num_heads)
+        scores = scaled_products(q, k)
+        weights = self.operator.weights(scores, grid)
+        if self.gate is not None:
+            gate = self.gate[:, None, None].to(weights.dtype)
+            weights = scores.softmax(-1) + gate * weights
+        return Matrices(scores, weights)

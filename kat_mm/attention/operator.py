@@ -140,6 +140,29 @@ class Operator(nn.Module):
         with _without_autocast(v.device.type):
             return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
 
+    def weights(self, scores: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Computes what `forward` multiplies the values by, of scores in fp32 or fp64.
+
+        Args:
+            scores: [B, heads, N, N], q k^T / sqrt(d).
+            grid: (h, w) of the map behind the prefix tokens.
+
+        Returns:
+            The weights [B, heads, N, N].
+        """
+        inner, outer = self.scales(scores.shape[-1])
+        with _without_autocast(scores.device.type):
+            fit = self._fitted_to(tuple(grid), scores.dtype)
+            rows = self._rows(fit, None, inner)
+            if self.simplex:
+                weights = self._projected(rows, None, 1 / self.tokens.count)
+            elif self.form == 'w_phi':
+                last = fit(self.weight, 1).mT * outer
+                weights = lambda s: rows(s) @ last  # noqa: E731
+            else:
+                weights = lambda s: rows(s) * outer  # noqa: E731
+            return self._in_chunks(lambda s, *_: weights(s), scores, scores, scores)
+
     def by_kernels(
         self, qkv: Tensor, grid: tuple[int, int], gate: Tensor | None = None
     ) -> Tensor | None:

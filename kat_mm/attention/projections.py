@@ -1,5 +1,6 @@
 """What attentions of queries, keys and values have in common."""
 
+import torch
 from torch import Tensor, nn
 
 from ..checks import check_bool, check_probability
@@ -61,6 +62,13 @@ class ProjectedAttention(Attention):
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns queries, keys and values [B, heads, N, dims] of [B, N, 3 * heads * dims]."""
     return qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def scaled_products(q: Tensor, k: Tensor) -> Tensor:
+    """Computes the scores q k^T / sqrt(d) of [B, heads, N, d] in fp32, or in fp64 for fp64."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return q.to(dtype) * q.shape[-1] ** -0.5 @ k.to(dtype).mT
 
 
 def join_heads(y: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from ..checks import check_bool
 from ..registry import ATTENTIONS
+from .base import Matrices
 from .flash import flash_attention
-from .projections import ProjectedAttention, join_heads, split_heads
+from .projections import ProjectedAttention, join_heads, scaled_products, split_heads
 from .relative_position import relative_position_bias
 from .windows import Windows
 
@@ -67,13 +68,23 @@ class SoftmaxAttention(ProjectedAttention):
         if self.rel_pos_h is None:
             return softmax_attention(x, self.num_heads, mask)
         q, k, v = split_heads(x, self.num_heads)
-        # A window smaller than the others has its distances in the table. Without windows, a
-        # map of another size stretches the table, as position embeddings are.
-        bias = relative_position_bias(
-            q, grid, self.rel_pos_h, self.rel_pos_w, stretch=not self.window_size
-        )
+        bias = self._bias(q, grid)
         bias = bias if mask is None else bias + mask
         return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+    def matrices(self, x: Tensor, grid: tuple[int, int]) -> Matrices:
+        q, k, _ = split_heads(x, self.num_heads)
+        scores = scaled_products(q, k)
+        if self.rel_pos_h is not None:
+            scores = scores + self._bias(q, grid).to(scores.dtype)
+        return Matrices(scores, scores.softmax(-1))
+
+    def _bias(self, q: Tensor, grid: tuple[int, int]) -> Tensor:
+        # A window smaller than the others has its distances in the table. Without windows, a
+        # map of another size stretches the table, as position embeddings are.
+        return relative_position_bias(
+            q, grid, self.rel_pos_h, self.rel_pos_w, stretch=not self.window_size
+        )
 
     def attend_windows(self, x: Tensor, windows: Windows) -> Tensor:
         if self.rel_pos_h is None:

@@ -1,0 +1,1 @@
+"""What `kat_mm.analysis` needs of OpenMMLab: trained models, their runs, images and losses."""
