@@ -1,14 +1,16 @@
-"""Times KAT against its twin with plain MLPs and timm's ViT: tools/benchmark_backbone.py
+"""Times KAT against its twins and timm's ViT: tools/benchmark_backbone.py
 
 Models, all with a mean over the positions and a linear layer to 1000 classes behind them:
   kat       the backbone KAT
   kat-mlp   its twin, KAT(ffn='mlp')
   timm-vit  timm's vit_*_patch16_224, if timm is installed
+  karat, karat-mlp  with Kolmogorov-Arnold attention, and either feed-forward layer
+  karat-table-mlp   the same with all values of its basis kept, which takes much memory
 Passes are a training step (forward, cross entropy, backward, AdamW) and inference. The models take
 turns in each round, which times a few steps by the host's clock, launches included. On a GPU, the
 kernels' part of that is what its kernels and copies run for, and the peak is what one model
 allocates in all: weights, optimizer, activations; CUDA graphs have none, as torch does not count
-their memory so. Ratios are those of KAT to each.
+their memory so. Ratios are those of the first model to each.
 """
 
 import argparse
@@ -37,7 +39,7 @@ COLUMNS = (
     *ORIGIN,
     *('model', 'arch', 'pass', 'batch', 'size', 'autocast', 'mode'),
     *('median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
-    *('kat_ms_ratio', 'kat_kernel_ratio', 'kat_mib_ratio'),
+    *('first_ms_ratio', 'first_kernel_ratio', 'first_mib_ratio'),
 )
 
 
@@ -47,6 +49,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--arch', nargs='+', choices=['tiny', 'small', 'base'], default=['small', 'base']
+    )
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        choices=list(MODELS),
+        default=['kat', 'kat-mlp', 'timm-vit'],
+        help='what to compare, the first with all others',
     )
     parser.add_argument(
         '--passes', nargs='+', choices=['train', 'infer'], default=['train', 'infer']
@@ -83,8 +92,8 @@ def main():
     source = origin(device)
     console = Console(width=120)
     console.print(f'{source["device"]}, torch {source["torch"]}, kat_mm {source["commit"]}')
-    names = list(MODELS)
-    if find_spec('timm') is None:
+    names = args.models
+    if 'timm-vit' in names and find_spec('timm') is None:
         names.remove('timm-vit')
         console.print('timm-vit is left out, as timm is not installed: pip install timm')
     parts = [('train', args.batch)] if 'train' in args.passes else []
@@ -103,8 +112,9 @@ def main():
                 raise UserError(
                     f'{title}: the GPU has not enough memory; lower --batch or --infer-batches'
                 ) from error
-        add_step_ratios(figures, 'kat', 'kat')
-        console.print(step_table(title, figures.items(), 'kat', 'model', 'KAT / this', digits=2))
+        add_step_ratios(figures, names[0], 'first')
+        ratio = f'{names[0]} / this'
+        console.print(step_table(title, figures.items(), 'first', 'model', ratio, digits=2))
         described = dict(arch=arch, batch=batch, size=args.size, autocast=args.autocast, mode=mode)
         if args.csv:
             case = {**source, **described, 'pass': part}

@@ -1,4 +1,4 @@
-"""What tools/benchmark_backbone.py compares: KAT, its twin with plain MLPs and timm's ViT."""
+"""What tools/benchmark_backbone.py compares: KAT, its twins and timm's ViT."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..attention import ATTENTIONS
+from ..attention.karat import KArAt
 from ..attention.mimetic import skip_mimetic_init
+from ..attention.projections import join_heads, split_heads
 from ..errors import UserError
 from ..models import KAT
 from .timing import gpu_usage, owned_bytes, spread, time_in_turns
 
 CLASSES = 1000
+BEST_GRID_SIZE = {'tiny': 3, 'small': 3, 'base': 1}  # of KArAt (arXiv 2503.10632)
 COMPILERS = {
     'eager': lambda model: model,
     'compile': torch.compile,
@@ -35,9 +39,30 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
-def kat(arch: str, size: int | tuple[int, int], ffn: str = 'gr_kan') -> Classifier:
+@ATTENTIONS.register('KArAt_table')
+class TableAttention(KArAt):
+    """Kolmogorov-Arnold attention as its formula stands, to compare with.
+
+    All values of the basis are kept for the backward pass, and W Phi(S) is formed.
+    """
+
+    def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        q, k, v = split_heads(x, self.num_heads)
+        operator = self.operator
+        inner, outer = operator.scales(x.shape[1])
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        z = operator.units.basis.sums(scores, operator.units.coefficients) * inner
+        return join_heads((z @ operator.weight.mT * outer) @ v)
+
+
+def kat(
+    arch: str, size: int | tuple[int, int], ffn: str = 'gr_kan', attention: str = 'softmax'
+) -> Classifier:
+    config = dict(type=attention)
+    if attention != 'softmax':
+        config['basis'] = dict(type='fourier', grid_size=BEST_GRID_SIZE[arch])
     with skip_mimetic_init():
-        backbone = KAT(arch, size, ffn=ffn)
+        backbone = KAT(arch, size, ffn=ffn, attention=config)
     return Classifier(
         backbone, lambda images: backbone(images)[0].mean((2, 3)), backbone.embed_dims
     )
@@ -52,7 +77,14 @@ def timm_vit(arch: str, size: int) -> Classifier:
     )
 
 
-MODELS = {'kat': kat, 'kat-mlp': partial(kat, ffn='mlp'), 'timm-vit': timm_vit}
+MODELS = {
+    'kat': kat,
+    'kat-mlp': partial(kat, ffn='mlp'),
+    'timm-vit': timm_vit,
+    'karat': partial(kat, attention='KArAt'),
+    'karat-mlp': partial(kat, ffn='mlp', attention='KArAt'),
+    'karat-table-mlp': partial(kat, ffn='mlp', attention='KArAt_table'),
+}
 
 
 @dataclass(frozen=True)
