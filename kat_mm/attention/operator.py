@@ -135,10 +135,10 @@ class Operator(nn.Module):
                 functions cannot be fitted to.
         """
         self._check(k.shape[2], grid, mask)
-        q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
+        q, grid = q.to(dtype) * q.shape[-1] ** -0.5, tuple(grid)
         with _without_autocast(v.device.type):
-            return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
+            return self._forward(q, k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
 
     def weights(self, scores: Tensor, grid: tuple[int, int]) -> Tensor:
         """Computes what `forward` multiplies the values by, of scores in fp32 or fp64.

@@ -435,3 +435,14 @@ def test_tokens_that_do_not_fit_the_operator(options, tokens, grid, message):
 def test_softmax_attention_is_as_it_was():
     assert KArAt.fresh == ('operator', 'gate')
     assert SoftmaxAttention(16, 2, (2, 2)).state_dict().keys() < attention().state_dict().keys()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_inputs_and_outputs_alone(dtype):
+    """Of a number of channels whose root is no power of 2, scaled queries have other digits."""
+    layer = attention().float()
+    q, k, v = torch.randn(3, 2, HEADS, 7, 5).to(dtype)
+    with torch.no_grad():
+        found = layer.operator(q, k, v, (2, 3))
+        wanted = layer.operator(q.float(), k.float(), v.float(), (2, 3))
+    assert torch.equal(found, wanted.to(dtype))
