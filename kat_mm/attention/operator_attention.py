@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arithmetic import is_symbol
 from ..rational.op import library
 from .bases import BASES, LinearBasis
 from .projections import join_heads, split_heads
 
 LEAST = 16  # side of a matrix product of the kernels
 MAX_DIMS, MAX_RANK, MAX_COUNT = 128, 32, 16  # what the kernels hold in registers
+MAX_TOKENS = LEAST * 65_535  # of a grid's second axis, with a block for no fewer than LEAST rows
+MAX_NUMBERS = 2**31 - 1  # of an image: offsets within it have 32 bits
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -30,8 +33,14 @@ def is_served(qkv: Tensor, coefficients: Tensor) -> bool:
         and qkv.shape[-1] <= 3 * heads * MAX_DIMS
         and rank <= MAX_RANK
         and count <= MAX_COUNT
+        and _can_count(qkv.shape[1], qkv.shape[2])
         and _has_triton()
     )
+
+
+def _can_count(tokens: int, channels: int) -> bool:
+    # With the limits of rank and count, the coefficients of a head are fewer than MAX_NUMBERS too.
+    return is_symbol(tokens) or (tokens <= MAX_TOKENS and tokens * channels <= MAX_NUMBERS)
 
 
 @cache
