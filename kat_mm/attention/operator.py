@@ -155,7 +155,7 @@ class Operator(nn.Module):
             fit = self._fitted_to(tuple(grid), scores.dtype)
             rows = self._rows(fit, None, inner)
             if self.simplex:
-                weights = self._projected(rows, None, 1 / self.tokens.count)
+                weights = self._projected(rows, None, outer)
             elif self.form == 'w_phi':
                 last = fit(self.weight, 1).mT * outer
                 weights = lambda s: rows(s) @ last  # noqa: E731
@@ -206,7 +206,7 @@ class Operator(nn.Module):
             # (W Phi(S)) V is Phi(S) (W^T V).
             values = fit(self.weight, 1).mT @ v * outer
         elif self.simplex:
-            rows, values = self._projected(rows, present, 1 / self.tokens.count), v
+            rows, values = self._projected(rows, present, outer), v
         else:
             values = v * outer
         return self._in_chunks(lambda q, k, values: rows(q @ k.mT) @ values, q, k, values)
@@ -235,7 +235,7 @@ class Operator(nn.Module):
         return lambda s: units.sums(s, present) * inner
 
     @staticmethod
-    def _projected(rows, present, scale: float) -> Callable[[Tensor], Tensor]:
+    def _projected(rows, present, scale) -> Callable[[Tensor], Tensor]:
         absent = None if present is None else present == 0
 
         def projected(s: Tensor) -> Tensor:

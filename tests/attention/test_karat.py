@@ -446,3 +446,18 @@ def test_half_precision_rounds_inputs_and_outputs_alone(dtype):
         found = layer.operator(q, k, v, (2, 3))
         wanted = layer.operator(q.float(), k.float(), v.float(), (2, 3))
     assert torch.equal(found, wanted.to(dtype))
+
+
+@pytest.mark.parametrize('simplex', [False, True])
+@pytest.mark.parametrize('form', operator.FORMS)
+def test_finer_maps_of_the_same_image_compute_the_same(form, simplex, monkeypatch):
+    """Where each token is there four times, with parameters that are."""
+    layer = attention(grid=(2, 3), prefix=0, form=form, simplex=simplex)
+    places = torch.arange(6).view(2, 3).repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
+    x = torch.randn(2, 6, DIMS, dtype=torch.float64)
+    with torch.no_grad():
+        layer.operator.units.coefficients.mul_(20)  # so that the simplex has edges
+        coarse = layer(x, (2, 3))
+        monkeypatch.setattr(layer.operator, '_fit', lambda x, dim, _: x.index_select(dim, places))
+        fine = layer(x[:, places], (4, 6))
+    torch.testing.assert_close(fine, coarse[:, places])
