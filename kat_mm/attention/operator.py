@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..rational.torch_internals import has_tangents, is_transformed
 from .bases import Basis, LinearBasis
 from .operator_attention import is_served, operator_attention
+from .simplex import project_on_simplex
 from .tokens import Tokens
 from .units import UnitLayer
 
@@ -299,15 +300,3 @@ def _without_autocast(device: str) -> AbstractContextManager:
     if device == 'meta' or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
-
-
-def project_on_simplex(x: Tensor) -> Tensor:
-    """Computes the nearest point to x [..., N] that has no negative entry and sums to 1.
-
-    It is max(x - t, 0), with t found from the sorted entries (Duchi et al., ICML 2008, figure 1).
-    """
-    descending = x.sort(-1, descending=True).values
-    counts = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-    thresholds = (descending.cumsum(-1) - 1) / counts
-    last = (descending > thresholds).sum(-1, keepdim=True) - 1
-    return (x - thresholds.gather(-1, last)).clamp(min=0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kat_mm.attention import operator
 from kat_mm.attention.karat import KArAt
-from kat_mm.attention.operator import project_on_simplex
+from kat_mm.attention.simplex import project_on_simplex
 from kat_mm.attention.softmax import SoftmaxAttention
 from kat_mm.errors import ConfigError
 from kat_mm.models import KAT
