@@ -150,7 +150,11 @@ class Operator(nn.Module):
 
         Returns:
             The weights [B, heads, N, N].
+
+        Raises:
+            ConfigError: as `forward`.
         """
+        self._check(scores.shape[-1], grid, None)
         inner, outer = self.scales(scores.shape[-1])
         with _without_autocast(scores.device.type):
             fit = self._fitted_to(tuple(grid), scores.dtype)
@@ -178,12 +182,16 @@ class Operator(nn.Module):
 
         Returns:
             [B, N, heads * d]; None where no kernels serve.
+
+        Raises:
+            ConfigError: as `forward`.
         """
         units = self.units
         if self.form != 'w_phi' or self.simplex or units.base or is_transformed() or has_tangents():
             return None
         if getattr(units.basis, 'kernel', None) is None or not is_served(qkv, units.coefficients):
             return None
+        self._check(qkv.shape[1], grid, None)
         dims = qkv.shape[2] // (3 * len(self.weight))
         with _without_autocast(qkv.device.type):
             fit = self._fitted_to(tuple(grid), torch.float32)

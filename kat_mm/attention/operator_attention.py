@@ -3,6 +3,7 @@
 On a GPU it is computed by `operator_kernels.py`, where Triton is installed.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -64,10 +65,27 @@ def operator_attention(
 
     Returns:
         [B, N, H * d] in the dtype of qkv.
+
+    Raises:
+        ValueError: for shapes that do not fit each other.
     """
+    _check(qkv, coefficients, weight)
     return torch.ops.kat_mm.operator_attention.default(
         qkv, coefficients, weight, scales, basis.kernel, basis.kernel_parameter
     )[0]
+
+
+def _check(qkv: Tensor, coefficients: Tensor, weight: Tensor) -> None:
+    shapes = [tuple(x.shape) for x in (qkv, coefficients, weight)]
+    if any(map(is_symbol, itertools.chain(*shapes))):
+        return
+    (_, tokens, channels), (heads, rank, keys, _) = shapes[:2]
+    if channels % (3 * heads) or keys != tokens or shapes[2] != (heads, tokens, rank):
+        raise ValueError(
+            'operator_attention: qkv must be [B, N, 3 * H * d], coefficients and weight '
+            f'[{heads}, r, {tokens}, F] and [{heads}, {tokens}, r], got qkv {shapes[0]}, '
+            f'coefficients {shapes[1]} and weight {shapes[2]}'
+        )
 
 
 def _attention(qkv, coefficients, weight, scales, basis, parameter):

@@ -426,10 +426,16 @@ def test_errors_say_what_would_fit(options, message):
         (dict(form='phi'), 401, (20, 20), 'functions for all pairs of 401 tokens; .* windows'),
     ],
 )
-def test_tokens_that_do_not_fit_the_operator(options, tokens, grid, message):
+@pytest.mark.parametrize('by_kernels', [False, True])
+def test_tokens_that_do_not_fit_the_operator(
+    options, tokens, grid, message, by_kernels, monkeypatch
+):
+    monkeypatch.setattr(operator, 'is_served', lambda *_: by_kernels)
     layer = attention(**options)
     with pytest.raises(ConfigError, match=message):
         layer.attend(torch.zeros(1, tokens, 3 * DIMS, dtype=torch.float64), grid)
+    with pytest.raises(ConfigError, match=message):
+        layer.matrices(torch.zeros(1, tokens, 3 * DIMS, dtype=torch.float64), grid)
 
 
 def test_softmax_attention_is_as_it_was():

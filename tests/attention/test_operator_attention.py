@@ -114,6 +114,17 @@ def test_kernels_serve_what_they_can_count(tokens, channels, rank, count, served
         assert is_served(qkv, coefficients) == served
 
 
+def test_shapes_that_do_not_fit():
+    """Kernels would read what lies beside the coefficients."""
+    basis = BASES.build('fourier')
+    (qkv, c, w), scales, _ = drawn(basis, 1, 2, 6, 8, 3)
+    for inputs in ((qkv[:, :5], c, w), (qkv, c[:, :, :5], w), (qkv, c, w[:, :5]), (qkv, c[:1], w)):
+        with pytest.raises(ValueError, match=r'operator_attention: .*qkv \(1, [56], 48\)'):
+            operator_attention(*inputs, scales, basis)
+    with pytest.raises(ValueError, match=r'and \[2, 6, r\], got .* \(2, 6, 2\)'):
+        operator_attention(qkv, c, w[..., :2], scales, basis)
+
+
 def test_an_empty_batch(basis):
     inputs, scales, grad = drawn(basis, 0, 2, 6, 3, 2)
     y, gradients = derived(basis, inputs, scales, grad)
