@@ -3,3 +3,4 @@
 _base_ = './kat_maskrcnn_digits.py'
 
 model = dict(backbone=dict(attention=dict(type='KArAt')))
+custom_hooks = [*_base_.custom_hooks, dict(type='ScoreRangeHook')]

@@ -9,3 +9,4 @@ model = dict(
         attention=dict(type='KArAt', base='softmax', window_size=16, global_attention='softmax')
     )
 )
+custom_hooks = [*_base_.custom_hooks, dict(type='ScoreRangeHook')]

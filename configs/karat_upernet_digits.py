@@ -10,3 +10,4 @@ model = dict(
         )
     )
 )
+custom_hooks = [*_base_.custom_hooks, dict(type='ScoreRangeHook')]

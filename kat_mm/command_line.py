@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 
 import torch
 
@@ -62,6 +63,36 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
     return int(text)
+
+
+def check_file(option: str, path: Path, suffix: str = '') -> None:
+    """Checks that an option names a file that can be written, and makes its folder.
+
+    Raises:
+        ConfigError: names the option and what is wrong with the file.
+    """
+    if path.suffix != (suffix or path.suffix):
+        raise ConfigError(f'{option} {path}: the name must end with {suffix}')
+    if path.is_dir():
+        raise ConfigError(f'{option} {path}: is a folder; name a file')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'{option} {path}: cannot be written ({one_line(error)})') from error
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Checks that an option names a folder, which is made where it is missing.
+
+    Raises:
+        ConfigError: names the option and why there can be no such folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f'{option} {path}: cannot be a folder ({one_line(error)}); name another'
+        ) from error
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -3,7 +3,13 @@ import argparse
 import pytest
 import torch
 
-from kat_mm.command_line import choose_device, load_callable, positive
+from kat_mm.command_line import (
+    check_file,
+    check_folder,
+    choose_device,
+    load_callable,
+    positive,
+)
 from kat_mm.errors import ConfigError
 from kat_mm.rational.reference import rational_reference
 
@@ -61,3 +67,20 @@ def test_counts_start_at_one(text):
     assert positive('12') == 12
     with pytest.raises(argparse.ArgumentTypeError, match=f'from 1 on, got {text!r}'):
         positive(text)
+
+
+def test_places_to_write_to(tmp_path):
+    check_file('--plot', tmp_path / 'new' / 'a.png', '.png')
+    check_file('--json', tmp_path / 'new' / 'any')
+    check_folder('--out', tmp_path / 'other' / 'one')
+    assert {p.name for p in tmp_path.iterdir()} == {'new', 'other'}
+    file = tmp_path / 'file'
+    file.touch()
+    for check, message in (
+        (lambda: check_file('--plot', file, '.png'), r'--plot .*file: the name must end with .png'),
+        (lambda: check_file('--json', tmp_path), '--json .*: is a folder; name a file'),
+        (lambda: check_file('--json', file / 'a'), '--json .*/a: cannot be written .File'),
+        (lambda: check_folder('--out', file), '--out .*file: cannot be a folder .FileExists'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check()

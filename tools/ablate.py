@@ -23,7 +23,7 @@ from kat_mm.benchmarking.studies.pool import Pool, environment, find_gpus
 from kat_mm.benchmarking.studies.runs import Run, plan
 from kat_mm.benchmarking.studies.study import Study, read_study
 from kat_mm.benchmarking.studies.summary import finished, tables, write_rows
-from kat_mm.command_line import positive, run_reporting_errors
+from kat_mm.command_line import check_folder, positive, run_reporting_errors
 from kat_mm.errors import DataError
 from kat_mm.openmmlab.configs import read_config
 
@@ -70,6 +70,8 @@ def main():
     work_dir = args.work_dir or Path('work_dirs') / study.name
     out = args.out or work_dir
     runs = plan(study, work_dir, resolve, args.quick)
+    check_folder('--work-dir', work_dir)
+    check_folder('--out', out)
     gpus = [] if args.cpu else find_gpus()
     console = Console(width=None if sys.stdout.isatty() else 140)
     left, failed = [run for run in runs if run.result() is None], []

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kat_mm.benchmarking.timing import progress
-from kat_mm.command_line import choose_device, positive, run_reporting_errors
+from kat_mm.command_line import check_folder, choose_device, positive, run_reporting_errors
 from kat_mm.errors import UserError
 from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.analysis.analyses import ANALYSES, DATA
@@ -109,9 +109,9 @@ def main():
     if not args.image.isdecimal():
         splits -= {'test'}  # the image stands for it
     config_checks.check_data(config, *sorted(splits))
-    model = build_trained(config, checkpoint, device)
     out = args.out or checkpoint.parent / 'analysis'
-    out.mkdir(parents=True, exist_ok=True)
+    check_folder('--out', out)
+    model = build_trained(config, checkpoint, device)
     options = ('blocks', 'heads', 'queries', 'image', 'num_images', 'batches', 'points', 'start')
     subject = Subject(
         *(config, checkpoint, model, device, out, progress),

@@ -94,7 +94,9 @@ def main():
     console.print(f'{source["device"]}, torch {source["torch"]}, kat_mm {source["commit"]}')
     names = args.models
     if 'timm-vit' in names and find_spec('timm') is None:
-        names.remove('timm-vit')
+        names = [name for name in names if name != 'timm-vit']
+        if not names:
+            raise ConfigError('--models timm-vit: timm is not installed: pip install timm')
         console.print('timm-vit is left out, as timm is not installed: pip install timm')
     parts = [('train', args.batch)] if 'train' in args.passes else []
     parts += [('infer', batch) for batch in args.infer_batches if 'infer' in args.passes]

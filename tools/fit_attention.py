@@ -14,8 +14,8 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from tqdm import tqdm
 
-from kat_mm.command_line import choose_device, positive, run_reporting_errors
-from kat_mm.errors import ConfigError, DataError, one_line
+from kat_mm.command_line import check_file, choose_device, positive, run_reporting_errors
+from kat_mm.errors import ConfigError, DataError
 from kat_mm.fitting.attention import check_models, fit_attention, softmax_twin
 from kat_mm.fitting.attention_report import as_numbers, error_table, plot_errors
 from kat_mm.openmmlab import config_checks, configs
@@ -91,13 +91,11 @@ def load(args: argparse.Namespace, config) -> tuple[torch.nn.Module, torch.nn.Mo
 def check_outputs(args: argparse.Namespace) -> None:
     """Makes the folders of what is written, before work starts."""
     check_name(args.out)
-    if args.plot and args.plot.suffix != '.png':
-        raise ConfigError(f'--plot {args.plot}: the name must end with .png')
-    for path in filter(None, (args.out, args.json, args.plot)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f'{path}: cannot be written ({one_line(error)})') from error
+    for option, path, suffix in (
+        *(('--out', args.out, ''), ('--json', args.json, ''), ('--plot', args.plot, '.png')),
+    ):
+        if path:
+            check_file(option, path, suffix)
 
 
 def main():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from kat_mm.command_line import load_callable, run_reporting_errors
-from kat_mm.errors import ConfigError, one_line
+from kat_mm.command_line import check_file, load_callable, run_reporting_errors
+from kat_mm.errors import ConfigError
 from kat_mm.fitting.fit import fit_rational, largest_error
 from kat_mm.rational.coefficients import FUNCTIONS, evaluate, variance_gain
 
@@ -33,21 +33,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_png(path: Path) -> None:
-    """Makes the folder of a picture, before work starts."""
-    if path.suffix != '.png':
-        raise ConfigError(f'--plot {path}: the name must end with .png')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f'--plot {path}: cannot be written ({one_line(error)})') from error
-
-
 def main():
     args = parse_args()
     name, (low, high) = args.function, args.interval
     if args.plot:
-        check_png(args.plot)
+        check_file('--plot', args.plot, '.png')
     if name not in FUNCTIONS and ':' not in name:
         raise ConfigError(
             f'function {name}: must be module:callable, or one of {", ".join(FUNCTIONS)}'

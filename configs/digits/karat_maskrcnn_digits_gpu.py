@@ -4,3 +4,4 @@ _base_ = './kat_maskrcnn_digits_gpu.py'
 model = dict(
     backbone=dict(attention=dict(type='KArAt', window_size=16, global_attention='softmax'))
 )
+custom_hooks = [*_base_.custom_hooks, dict(type='ScoreRangeHook')]

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..rational.torch_internals import has_tangents, is_transformed
 from .bases import Basis, LinearBasis
 from .operator_attention import is_served, operator_attention
+from .simplex import project_on_simplex
 from .tokens import Tokens
 from .units import UnitLayer
 
@@ -135,10 +136,10 @@ class Operator(nn.Module):
                 functions cannot be fitted to.
         """
         self._check(k.shape[2], grid, mask)
-        q, grid = q * q.shape[-1] ** -0.5, tuple(grid)
         dtype = torch.float64 if v.dtype is torch.float64 else torch.float32
+        q, grid = q.to(dtype) * q.shape[-1] ** -0.5, tuple(grid)
         with _without_autocast(v.device.type):
-            return self._forward(q.to(dtype), k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
+            return self._forward(q, k.to(dtype), v.to(dtype), grid, mask).to(v.dtype)
 
     def weights(self, scores: Tensor, grid: tuple[int, int]) -> Tensor:
         """Computes what `forward` multiplies the values by, of scores in fp32 or fp64.
@@ -149,13 +150,17 @@ class Operator(nn.Module):
 
         Returns:
             The weights [B, heads, N, N].
+
+        Raises:
+            ConfigError: as `forward`.
         """
+        self._check(scores.shape[-1], grid, None)
         inner, outer = self.scales(scores.shape[-1])
         with _without_autocast(scores.device.type):
             fit = self._fitted_to(tuple(grid), scores.dtype)
             rows = self._rows(fit, None, inner)
             if self.simplex:
-                weights = self._projected(rows, None, 1 / self.tokens.count)
+                weights = self._projected(rows, None, outer)
             elif self.form == 'w_phi':
                 last = fit(self.weight, 1).mT * outer
                 weights = lambda s: rows(s) @ last  # noqa: E731
@@ -177,12 +182,16 @@ class Operator(nn.Module):
 
         Returns:
             [B, N, heads * d]; None where no kernels serve.
+
+        Raises:
+            ConfigError: as `forward`.
         """
         units = self.units
         if self.form != 'w_phi' or self.simplex or units.base or is_transformed() or has_tangents():
             return None
         if getattr(units.basis, 'kernel', None) is None or not is_served(qkv, units.coefficients):
             return None
+        self._check(qkv.shape[1], grid, None)
         dims = qkv.shape[2] // (3 * len(self.weight))
         with _without_autocast(qkv.device.type):
             fit = self._fitted_to(tuple(grid), torch.float32)
@@ -206,7 +215,7 @@ class Operator(nn.Module):
             # (W Phi(S)) V is Phi(S) (W^T V).
             values = fit(self.weight, 1).mT @ v * outer
         elif self.simplex:
-            rows, values = self._projected(rows, present, 1 / self.tokens.count), v
+            rows, values = self._projected(rows, present, outer), v
         else:
             values = v * outer
         return self._in_chunks(lambda q, k, values: rows(q @ k.mT) @ values, q, k, values)
@@ -235,7 +244,7 @@ class Operator(nn.Module):
         return lambda s: units.sums(s, present) * inner
 
     @staticmethod
-    def _projected(rows, present, scale: float) -> Callable[[Tensor], Tensor]:
+    def _projected(rows, present, scale) -> Callable[[Tensor], Tensor]:
         absent = None if present is None else present == 0
 
         def projected(s: Tensor) -> Tensor:
@@ -299,15 +308,3 @@ def _without_autocast(device: str) -> AbstractContextManager:
     if device == 'meta' or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
-
-
-def project_on_simplex(x: Tensor) -> Tensor:
-    """Computes the nearest point to x [..., N] that has no negative entry and sums to 1.
-
-    It is max(x - t, 0), with t found from the sorted entries (Duchi et al., ICML 2008, figure 1).
-    """
-    descending = x.sort(-1, descending=True).values
-    counts = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-    thresholds = (descending.cumsum(-1) - 1) / counts
-    last = (descending > thresholds).sum(-1, keepdim=True) - 1
-    return (x - thresholds.gather(-1, last)).clamp(min=0)

@@ -3,6 +3,7 @@
 On a GPU it is computed by `operator_kernels.py`, where Triton is installed.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -11,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arithmetic import is_symbol
 from ..rational.op import library
 from .bases import BASES, LinearBasis
 from .projections import join_heads, split_heads
 
 LEAST = 16  # side of a matrix product of the kernels
 MAX_DIMS, MAX_RANK, MAX_COUNT = 128, 32, 16  # what the kernels hold in registers
+MAX_TOKENS = LEAST * 65_535  # of a grid's second axis, with a block for no fewer than LEAST rows
+MAX_NUMBERS = 2**31 - 1  # of an image: offsets within it have 32 bits
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -30,8 +34,14 @@ def is_served(qkv: Tensor, coefficients: Tensor) -> bool:
         and qkv.shape[-1] <= 3 * heads * MAX_DIMS
         and rank <= MAX_RANK
         and count <= MAX_COUNT
+        and _can_count(qkv.shape[1], qkv.shape[2])
         and _has_triton()
     )
+
+
+def _can_count(tokens: int, channels: int) -> bool:
+    # With the limits of rank and count, the coefficients of a head are fewer than MAX_NUMBERS too.
+    return is_symbol(tokens) or (tokens <= MAX_TOKENS and tokens * channels <= MAX_NUMBERS)
 
 
 @cache
@@ -55,10 +65,27 @@ def operator_attention(
 
     Returns:
         [B, N, H * d] in the dtype of qkv.
+
+    Raises:
+        ValueError: for shapes that do not fit each other.
     """
+    _check(qkv, coefficients, weight)
     return torch.ops.kat_mm.operator_attention.default(
         qkv, coefficients, weight, scales, basis.kernel, basis.kernel_parameter
     )[0]
+
+
+def _check(qkv: Tensor, coefficients: Tensor, weight: Tensor) -> None:
+    shapes = [tuple(x.shape) for x in (qkv, coefficients, weight)]
+    if any(map(is_symbol, itertools.chain(*shapes))):
+        return
+    (_, tokens, channels), (heads, rank, keys, _) = shapes[:2]
+    if channels % (3 * heads) or keys != tokens or shapes[2] != (heads, tokens, rank):
+        raise ValueError(
+            'operator_attention: qkv must be [B, N, 3 * H * d], coefficients and weight '
+            f'[{heads}, r, {tokens}, F] and [{heads}, {tokens}, r], got qkv {shapes[0]}, '
+            f'coefficients {shapes[1]} and weight {shapes[2]}'
+        )
 
 
 def _attention(qkv, coefficients, weight, scales, basis, parameter):

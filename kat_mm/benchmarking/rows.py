@@ -23,11 +23,14 @@ def origin(device: torch.device) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Returns the short hash of kat_mm's commit, with + for changes in tracked files.
+    """Returns kat_mm's commit: KAT_MM_COMMIT of the environment, or else git's short hash.
 
-    Where kat_mm is not in a git checkout, such as in a copy on another machine, it is what
-    KAT_MM_COMMIT in the environment says, or 'unknown'.
+    The hash has + for changes in tracked files; where kat_mm is not in a git checkout, it is
+    'unknown'. The variable is for copies without a repository of their own: inside of another one,
+    git would tell the commit of that.
     """
+    if given := os.environ.get('KAT_MM_COMMIT'):
+        return given
 
     def git(*arguments) -> str:
         command = ['git', '--no-optional-locks', *arguments]
@@ -40,7 +43,7 @@ def commit() -> str:
         changes = git('status', '--porcelain', '--untracked-files=no')
         return git('rev-parse', '--short', 'HEAD') + ('+' if changes else '')
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get('KAT_MM_COMMIT', 'unknown')
+        return 'unknown'
 
 
 def device_name(device: torch.device) -> str:

@@ -74,12 +74,12 @@ class KArAtTransformer(KATTransformer):
     """
 
     def __init__(self, attention: Config = 'KArAt', ffn: Config = 'mlp', **kwargs):
-        refuse_without_effect(kwargs, WITHOUT_EFFECT)
+        refuse_without_effect(kwargs, WITHOUT_EFFECT, 'KArAt')
         plan = _plan(attention, kwargs)
         if (ffn := FFNS.config(ffn)) == {'type': 'mlp'}:
             layer = Mlp
         else:
-            refuse_without_effect(kwargs)
+            refuse_without_effect(kwargs, model='KArAt')
             layer = partial(_ffn, ffn)
         mode = kwargs.get('weight_init', '')
         super().__init__(

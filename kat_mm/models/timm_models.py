@@ -66,13 +66,24 @@ class KATTransformer(VisionTransformer):
                 mimetic_init_(module.attn.qkv, module.attn.proj, module.attn.num_heads)
 
 
-def refuse_without_effect(arguments: Mapping, reasons: Mapping[str, str] = WITHOUT_EFFECT) -> None:
-    """Raises an error for an argument of timm's ViT that is not its default, and why it is one."""
+def refuse_without_effect(
+    arguments: Mapping, reasons: Mapping[str, str] = WITHOUT_EFFECT, model: str = 'KAT'
+) -> None:
+    """Refuses arguments of timm's ViT that a model would ignore, where they are not the default.
+
+    Args:
+        arguments: those given.
+        reasons: why an argument has no effect, by its name.
+        model: what the error calls the model.
+
+    Raises:
+        ConfigError: names the first of them, its value and the reason.
+    """
     known = inspect.signature(VisionTransformer).parameters
     for name, reason in reasons.items():
         value = arguments.get(name)
         if value is not None and value != known[name].default:
-            raise ConfigError(f'KAT: {name}={value!r} has no effect, as {reason}: leave it out')
+            raise ConfigError(f'{model}: {name}={value!r} has no effect, as {reason}: leave it out')
 
 
 def _mlp(in_features: int, hidden_features: int, drop: float = 0.0, device=None, dtype=None, **_):

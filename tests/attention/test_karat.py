@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kat_mm.attention import operator
 from kat_mm.attention.karat import KArAt
-from kat_mm.attention.operator import project_on_simplex
+from kat_mm.attention.simplex import project_on_simplex
 from kat_mm.attention.softmax import SoftmaxAttention
 from kat_mm.errors import ConfigError
 from kat_mm.models import KAT
@@ -426,12 +426,44 @@ def test_errors_say_what_would_fit(options, message):
         (dict(form='phi'), 401, (20, 20), 'functions for all pairs of 401 tokens; .* windows'),
     ],
 )
-def test_tokens_that_do_not_fit_the_operator(options, tokens, grid, message):
+@pytest.mark.parametrize('by_kernels', [False, True])
+def test_tokens_that_do_not_fit_the_operator(
+    options, tokens, grid, message, by_kernels, monkeypatch
+):
+    monkeypatch.setattr(operator, 'is_served', lambda *_: by_kernels)
     layer = attention(**options)
     with pytest.raises(ConfigError, match=message):
         layer.attend(torch.zeros(1, tokens, 3 * DIMS, dtype=torch.float64), grid)
+    with pytest.raises(ConfigError, match=message):
+        layer.matrices(torch.zeros(1, tokens, 3 * DIMS, dtype=torch.float64), grid)
 
 
 def test_softmax_attention_is_as_it_was():
     assert KArAt.fresh == ('operator', 'gate')
     assert SoftmaxAttention(16, 2, (2, 2)).state_dict().keys() < attention().state_dict().keys()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_inputs_and_outputs_alone(dtype):
+    """Of a number of channels whose root is no power of 2, scaled queries have other digits."""
+    layer = attention().float()
+    q, k, v = torch.randn(3, 2, HEADS, 7, 5).to(dtype)
+    with torch.no_grad():
+        found = layer.operator(q, k, v, (2, 3))
+        wanted = layer.operator(q.float(), k.float(), v.float(), (2, 3))
+    assert torch.equal(found, wanted.to(dtype))
+
+
+@pytest.mark.parametrize('simplex', [False, True])
+@pytest.mark.parametrize('form', operator.FORMS)
+def test_finer_maps_of_the_same_image_compute_the_same(form, simplex, monkeypatch):
+    """Where each token is there four times, with parameters that are."""
+    layer = attention(grid=(2, 3), prefix=0, form=form, simplex=simplex)
+    places = torch.arange(6).view(2, 3).repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
+    x = torch.randn(2, 6, DIMS, dtype=torch.float64)
+    with torch.no_grad():
+        layer.operator.units.coefficients.mul_(20)  # so that the simplex has edges
+        coarse = layer(x, (2, 3))
+        monkeypatch.setattr(layer.operator, '_fit', lambda x, dim, _: x.index_select(dim, places))
+        fine = layer(x[:, places], (4, 6))
+    torch.testing.assert_close(fine, coarse[:, places])

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kat_mm.attention.bases import BASES
 from kat_mm.attention.karat import KArAt
@@ -22,17 +23,18 @@ SIZES = [  # B, H, N, d, r
     *((2, 3, 70, 24, 12), (1, 2, 5, 64, 1), (3, 1, 64, 48, 20)),
     (5, 2, 197, 64, 12),
 ]
+SINGLE = 2, 2, 1, 9, 3  # a token of an odd number of channels
 # What a GPU's kernels run in Triton's interpreter, on a CPU.
 INTERPRETED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_operator_attention import BASIS_CONFIGS, SIZES, assert_equal, drawn
+from test_operator_attention import BASIS_CONFIGS, SINGLE, SIZES, assert_equal, drawn
 from kat_mm.attention.bases import BASES
 from kat_mm.attention import operator_kernels as kernels
 
 for basis in map(BASES.build, BASIS_CONFIGS):
-    for size in SIZES[:3]:
+    for size in (*SIZES[:3], SINGLE):
         inputs, scales, grad = drawn(basis, *size)
         options = scales, basis.kernel, basis.kernel_parameter
         y, z, u = kernels.forward(*inputs, *options)
@@ -77,7 +79,7 @@ def basis(request):
     return BASES.build(request.param)
 
 
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('size', [*SIZES, SINGLE])
 def test_equals_the_formula(device, basis, size):
     inputs, scales, grad = drawn(basis, *size, device=device)
     assert is_served(*inputs[:2]) == (device == 'cuda')
@@ -92,6 +94,43 @@ def test_half_precision(device, basis, size, dtype):
     assert [g.dtype for g in gradients] == [dtype, torch.float32, torch.float32]
     tolerance = 0.03 if dtype is torch.bfloat16 else 0.004
     assert_equal(basis, inputs, scales, y, gradients, grad, tolerance)
+
+
+@pytest.mark.parametrize(
+    ('tokens', 'channels', 'rank', 'count', 'served'),
+    [
+        (4096, 384, 12, 6, True),
+        (2**20, 64, 12, 6, False),  # more blocks of rows than a grid takes
+        (2**20 - 16, 64, 32, 16, True),
+        (2**20 - 16, 680, 12, 6, True),
+        (2**20 - 16, 684, 12, 6, False),  # 2^31 numbers of an image
+    ],
+)
+def test_kernels_serve_what_they_can_count(tokens, channels, rank, count, served):
+    """Offsets within an image are of 32 bits, and grids are limited to 65,535 blocks."""
+    with FakeTensorMode():
+        qkv = torch.empty(1, tokens, 3 * channels, device='cuda', dtype=torch.bfloat16)
+        coefficients = torch.empty(channels // 4, rank, tokens, count, device='cuda')
+        assert is_served(qkv, coefficients) == served
+
+
+def test_shapes_that_do_not_fit():
+    """Kernels would read what lies beside the coefficients."""
+    basis = BASES.build('fourier')
+    (qkv, c, w), scales, _ = drawn(basis, 1, 2, 6, 8, 3)
+    for inputs in ((qkv[:, :5], c, w), (qkv, c[:, :, :5], w), (qkv, c, w[:, :5]), (qkv, c[:1], w)):
+        with pytest.raises(ValueError, match=r'operator_attention: .*qkv \(1, [56], 48\)'):
+            operator_attention(*inputs, scales, basis)
+    with pytest.raises(ValueError, match=r'and \[2, 6, r\], got .* \(2, 6, 2\)'):
+        operator_attention(qkv, c, w[..., :2], scales, basis)
+
+
+def test_an_empty_batch(basis):
+    inputs, scales, grad = drawn(basis, 0, 2, 6, 3, 2)
+    y, gradients = derived(basis, inputs, scales, grad)
+    assert y.shape == (0, 6, 6)
+    assert [g.shape for g in gradients] == [x.shape for x in inputs]
+    assert not any(g.any() for g in gradients[1:])
 
 
 def test_fp64_and_its_slopes(basis):

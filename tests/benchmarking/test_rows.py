@@ -59,6 +59,14 @@ def test_commit_outside_git(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, '__file__', str(tmp_path / 'rows.py'))
     monkeypatch.delenv('KAT_MM_COMMIT', raising=False)
     assert commit() == 'unknown'
+    monkeypatch.setenv('KAT_MM_COMMIT', '')
+    assert commit() == 'unknown'
+
+
+def test_a_commit_that_is_given_is_taken(checkout, monkeypatch):
+    """A copy that lies inside of another repository has git tell the commit of that one."""
+    name = checkout('rev-parse', '--short', 'HEAD')
+    assert commit() == name
     monkeypatch.setenv('KAT_MM_COMMIT', 'abc1234')
     assert commit() == 'abc1234'
 

@@ -125,7 +125,10 @@ def test_twins_differ_in_ffn_and_weights_only(load, kat, vit):
 @pytest.mark.parametrize(('karat', 'kat'), KARAT.items())
 def test_learnable_attention_is_all_that_differs(load, karat, kat):
     config = load(karat)
-    assert {*differences(config, load(kat))} <= {
+    plain = load(kat)
+    assert [*config.custom_hooks] == [*plain.custom_hooks, dict(type='ScoreRangeHook')]
+    assert {*differences(config, plain)} <= {
+        'custom_hooks',
         'model.backbone.attention',
         *(f'model.backbone.attention.{key}' for key in config.model.backbone.attention),
     }

@@ -64,6 +64,7 @@ def test_gradient_checkpointing_changes_nothing(attention):
     )
 
 
+@pytest.mark.slow
 @every_attention
 def test_torch_compile_takes_the_whole_backbone(attention):
     model, images = network(attention), torch.randn(2, 3, 40, 40)

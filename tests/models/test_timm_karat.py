@@ -179,7 +179,7 @@ def test_fx_takes_an_attention_as_one_node():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(qk_norm=True), 'qk_norm=True has no effect'),
+        (dict(qk_norm=True), 'KArAt: qk_norm=True has no effect'),
         (dict(patch_drop_rate=0.5), 'patch_drop_rate=0.5 has no effect'),
         (dict(attn_drop_rate=0.1), 'attn_drop_rate=0.1 has no effect'),
         (dict(proj_bias=False), 'proj_bias=False has no effect'),

@@ -105,6 +105,29 @@ def test_models_without_learnable_attention_are_left_alone():
     assert not logged
 
 
+def test_tells_once_of_attention_that_it_cannot_see(monkeypatch):
+    """A replayed CUDA graph calls no module."""
+    model, messages = karat(), []
+    monkeypatch.setattr(score_range, 'print_log', lambda message, *_: messages.append(message))
+    monkeypatch.setattr(model.blocks[1], 'forward', lambda x, *_: x)
+    hub, logged = train(model, HOOKS.build(dict(type='ScoreRangeHook', interval=1)), 3)
+    [message] = messages
+    assert '1 attentions, such as blocks.1.attn, whose scores are not watched' in message
+    assert 'take CUDAGraphHook out of custom_hooks' in message
+    assert [*hub.get_info('largest_scores')] == ['blocks.0.attn']
+    assert logged == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_graph_does_not_capture_the_look(monkeypatch):
+    model, messages = karat(), []
+    monkeypatch.setattr(score_range, 'print_log', lambda message, *_: messages.append(message))
+    for name in ('is_initialized', 'is_current_stream_capturing'):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    _, logged = train(model, HOOKS.build(dict(type='ScoreRangeHook', interval=1)), 2)
+    assert not logged
+    assert len(messages) == 1
+
+
 def test_errors():
     with pytest.raises(ConfigError, match='ScoreRangeHook: interval=0'):
         HOOKS.build(dict(type='ScoreRangeHook', interval=0))

@@ -86,6 +86,10 @@ def test_mistakes_are_told_before_any_training(study, run_tool, tmp_path):
         'study gate.py does not exist; did you mean gates.py?'
     )
     assert not (tmp_path / 'work_dirs').exists()
+    study.write_text(text)
+    for option in ('--work-dir', '--out'):
+        message = run_tool(tmp_path, 'ablate.py', study, '--report', option, study).error()
+        assert message.startswith(f'{option} {study}: cannot be a folder (FileExistsError')
 
 
 def test_a_preparation_that_fails(study, run_tool, tmp_path):

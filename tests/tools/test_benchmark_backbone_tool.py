@@ -47,6 +47,10 @@ def test_without_timm(run_tool, tmp_path):
     run = run_tool(tmp_path, tmp_path / 'without_timm.py', tool, *options).ended_well()
     assert 'timm-vit is left out, as timm is not installed: pip install timm\n' in run.stdout
     assert 'kat-mlp' in run.stdout
+    command = (tmp_path, tmp_path / 'without_timm.py', tool, *options, '--models', 'timm-vit')
+    assert run_tool(*command).error() == (
+        '--models timm-vit: timm is not installed: pip install timm'
+    )
 
 
 @pytest.mark.parametrize(

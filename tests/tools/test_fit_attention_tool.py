@@ -71,6 +71,8 @@ def test_errors(karat, segmentation_config, run_tool, tmp_path):
     assert "no attention of type 'KArAt'" in error(config=segmentation_config)
     assert 'the name must end with .pth or .safetensors' in error(out='fitted.bin')
     assert '--plot a.jpg: the name must end with .png' in error('--plot', 'a.jpg')
+    (tmp_path / 'folder').mkdir()
+    assert '--json folder: is a folder; name a file' in error('--json', 'folder')
     assert 'checkpoint gone.pth does not exist' in error(checkpoint='gone.pth')
     assert 'made for 4 x 4 tokens' in error()  # images of the data are larger
     assert 'less than 400 batches of 3' in error('--batches', 398)

@@ -32,7 +32,7 @@ class ScoreRangeHook(Hook):
     Every `interval` iterations the scores of one forward pass are computed once more, and their
     largest absolute value is logged as `largest_score`; info `largest_scores` of the message hub
     has that of each attention. In between nothing runs. Attention that a CUDA graph runs is not
-    seen.
+    seen, which is told once.
 
     Use it as `custom_hooks=[dict(type='ScoreRangeHook')]`.
 
@@ -52,13 +52,16 @@ class ScoreRangeHook(Hook):
         self._found: dict[str, list[tuple[Tensor, torch.dtype]]] = {}
         self._handles: list = []
         self._warned: set[str] = set()
+        self._watched: list[str] = []
+        self._told_of_unseen = False
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
-        self._found = {}
+        self._found, self._watched = {}, []
         for name, module in runner.model.named_modules():
             if isinstance(module, KArAt):
+                self._watched.append(name)
                 hook = partial(self._look, name)
                 self._handles.append(module.register_forward_pre_hook(hook))
 
@@ -73,6 +76,7 @@ class ScoreRangeHook(Hook):
             for name, found in self._found.items()
         }
         self._found = {}
+        self._tell_of([name for name in self._watched if name not in largest])
         if not largest:
             return
         scores = {name: score for name, (score, _) in largest.items()}
@@ -84,10 +88,25 @@ class ScoreRangeHook(Hook):
 
     @torch.no_grad()
     def _look(self, name: str, module: KArAt, args: tuple) -> None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return  # the graph would compute scores in each of its runs
         # A tensor, and no number: the host goes on while a GPU computes it.
         for tokens in _attended(module, *args):
             q, k, _ = split_heads(module.project(tokens), module.num_heads)
             self._found.setdefault(name, []).append((largest_score(q, k), q.dtype))
+
+    def _tell_of(self, unseen: list[str]) -> None:
+        if not unseen or self._told_of_unseen:
+            return
+        self._told_of_unseen = True
+        print_log(
+            f'ScoreRangeHook: iterations pass by {len(unseen)} attentions, such as {unseen[0]}, '
+            'whose scores are not watched: CUDA graphs run them, or nothing does. To watch '
+            'scores, take CUDAGraphHook out of custom_hooks, or give it parts=[...] without the '
+            'backbone',
+            'current',
+            logging.WARNING,
+        )
 
     def _warn(self, name: str, module: KArAt, score: float, dtype: torch.dtype) -> None:
         basis = module.operator.units.basis
