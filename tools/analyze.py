@@ -21,7 +21,7 @@ from rich.console import Console
 
 from kat_mm.benchmarking.timing import progress
 from kat_mm.command_line import check_folder, choose_device, positive, run_reporting_errors
-from kat_mm.errors import UserError
+from kat_mm.errors import ConfigError, UserError
 from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.analysis.analyses import ANALYSES, DATA
 from kat_mm.openmmlab.analysis.models import build_trained, find_checkpoint
@@ -98,6 +98,8 @@ def without_nan(node):
 @config_mistakes()
 def main():
     args = parse_args()
+    if args.points < 2:
+        raise ConfigError(f'--points {args.points}: a landscape has 2 along each side, or more')
     warnings.filterwarnings('ignore', module='mmseg')  # of arguments that a config may keep
     console = Console(stderr=True)
     device = choose_device(args.device)

@@ -150,5 +150,6 @@ def test_mistakes(run_tool, trained, detection_config, segmentation_config, tmp_
     assert f'checkpoint {tmp_path / "no.pth"} does not exist' in error(
         detection_config, last, '--only', 'histograms', '--start', tmp_path / 'no.pth'
     )
+    assert '--points 1: a landscape has 2' in error(detection_config, last, '--points', 1)
     run = run_tool(tmp_path, 'analyze.py', detection_config, last, '-o', last)
     assert run.error().startswith(f'--out {last}: cannot be a folder (FileExistsError')
