@@ -29,6 +29,7 @@ def is_served(qkv: Tensor, coefficients: Tensor) -> bool:
     heads, rank, _, count = coefficients.shape
     return (
         qkv.is_cuda
+        and torch.version.hip is None  # the kernels have instructions of NVIDIA's
         and qkv.dtype in DTYPES
         and qkv.numel() > 0
         and qkv.shape[-1] <= 3 * heads * MAX_DIMS
