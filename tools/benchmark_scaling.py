@@ -164,6 +164,8 @@ def main():
     described = dict(
         options=' '.join([*args.cfg_options, *batch]), data='random' if args.random else 'loader'
     )
+    # A process that has looked for GPUs, as the imports do, has no working copies where there are.
+    start = 'spawn' if torch.cuda.is_available() else 'fork'
     rows = []
     for path in args.configs:
         for engine in args.engines:
@@ -172,7 +174,7 @@ def main():
                 name = f'{Path(path).stem}, {engine}, {count} processes'
                 print(f'{name} ...', file=sys.stderr, flush=True)
                 work = partial(measure, config_path=path, engine=engine, args=args)
-                ranks = run_processes(work, count, name)
+                ranks = run_processes(work, count, name, start)
                 series.append({**described, 'config': path, 'engine': engine, **joined(ranks)})
                 add_efficiency(series)
                 if args.csv:  # at once: a larger run may fail

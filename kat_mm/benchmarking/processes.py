@@ -30,16 +30,20 @@ class _Failure:
     traceback: str = ''
 
 
-def run_processes(work: Callable[[int, int], object], count: int, name: str) -> list:
+def run_processes(
+    work: Callable[[int, int], object], count: int, name: str, start_method: str = 'spawn'
+) -> list:
     """Runs `work(rank, count)` in `count` processes at once.
 
-    They start anew, as torchrun's do, with what joins them to a process group in RANK, LOCAL_RANK,
-    WORLD_SIZE, MASTER_ADDR and MASTER_PORT. If one fails, the others are ended.
+    RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell them what joins them to a process
+    group, as torchrun does. If one fails, the others are ended.
 
     Args:
         work: a function that can be pickled, as can what it returns.
         count: the number of processes.
         name: of the run, for errors.
+        start_method: 'spawn', or 'fork' which starts sooner, for processes that use no GPU and a
+            caller that has not computed in threads.
 
     Returns:
         What each rank's call returned.
@@ -48,10 +52,12 @@ def run_processes(work: Callable[[int, int], object], count: int, name: str) -> 
         RankError: names the run, the rank that failed first and the last line of its error. The
             whole of it goes to stderr if the user cannot mend it.
     """
-    context = multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context(start_method)
     results = context.Queue()
     arguments = (work, count, _free_port(), results)
-    processes = multiprocessing.spawn(_run, arguments, count, join=False)
+    processes = multiprocessing.start_processes(
+        _run, arguments, count, join=False, start_method=start_method
+    )
     found, failures = {}, []
     try:
         ended = False

@@ -75,7 +75,7 @@ def build_training(
         config: read by `read_config`; it is changed.
         name: of the experiment, which no other in this process may have.
         folder: the one in work_dirs that it logs to.
-        batches: how many to load before.
+        batches: how many to load before; with none, workers don't start.
         random: random images and labels instead of the data set's.
         batch: images in a batch, by default the config's.
         seed: of the random batches.
@@ -103,5 +103,5 @@ def build_training(
         inner = model.module if is_model_wrapper(model) else model
         loaded = random_batches(config, inner, batches, seed)
     else:
-        loaded = list(islice(make_loader(), batches))
+        loaded = list(islice(make_loader(), batches)) if batches else []
     return TrainingSteps(model, optimizer, config.train_dataloader.batch_size, make_loader, loaded)
