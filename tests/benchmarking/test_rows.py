@@ -10,8 +10,8 @@ import torch
 
 from kat_mm.benchmarking import rows
 from kat_mm.benchmarking.rows import (
-    add_efficiency,
     ORIGIN,
+    add_efficiency,
     append_csv,
     check_csv,
     commit,
