@@ -9,16 +9,11 @@ With --loader, steps on the batches of the config's data loader follow, one conf
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from mmengine.runner import Runner
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from kat_mm.benchmarking.loader import loader_usage
 from kat_mm.benchmarking.rows import (
@@ -41,10 +36,11 @@ from kat_mm.benchmarking.timing import (
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
 from kat_mm.errors import ConfigError
-from kat_mm.graphs import graph_parts
-from kat_mm.openmmlab import config_checks, configs
+from kat_mm.graphs import GraphedParts, graph_parts
+from kat_mm.openmmlab import configs
 from kat_mm.openmmlab.hooks.cuda_graph import default_parts
 from kat_mm.openmmlab.stock import use_stock_parts
+from kat_mm.openmmlab.training_steps import TrainingSteps, build_training
 
 BASELINE = '(stock)'
 GRAPHS = '(CUDA graphs)'
@@ -61,62 +57,45 @@ class Subject:
     """A config's training.
 
     Attributes:
-        step: makes one training step, over the loaded batches in turn.
-        step_on: makes one training step on a batch.
-        batch: images in a batch.
-        held: bytes that the model holds between its steps, once it has made one.
-        loader: makes the data loader.
+        training: makes its steps.
+        graphs: its parts that run by CUDA graphs.
     """
 
-    step: Callable[[], None]
-    step_on: Callable[[dict], None]
-    batch: int
-    held: Callable[[], int]
-    loader: Callable[[], DataLoader]
+    training: TrainingSteps
+    graphs: GraphedParts | None
+
+    def step(self) -> None:
+        """Makes one training step, over the loaded batches in turn."""
+        self.training.step()
+        self.training.check_loss()
+
+    def step_on(self, batch: dict) -> None:
+        """Makes one training step on a batch."""
+        self.training.step_on(batch)
+        self.training.check_loss()
+
+    def held(self) -> int:
+        """Returns the bytes that the model holds between its steps, once it has made one."""
+        own = owned_bytes(self.training.model, self.training.optimizer.optimizer)
+        return own + (self.graphs.held_bytes() if self.graphs else 0)
 
 
 def build(config_path: str, args: argparse.Namespace, variant: str) -> Subject:
     config = configs.read_config(config_path, args.cfg_options)
     if variant == BASELINE:
         use_stock_parts(config)
-    if args.batch:
-        config.train_dataloader.batch_size = args.batch
-    config.work_dir = str(Path('work_dirs') / 'benchmark_training')
-    config.log_level = 'WARNING'
-    config.experiment_name = f'{config_path.replace("/", "_")}_{variant}'
-    if not args.random:
-        config_checks.check_data(config, 'train')
-    config_checks.check_pretrained(config)
-    runner = Runner.from_cfg(config)
-    runner._init_model_weights()
-    optimizer = runner.build_optim_wrapper(config.optim_wrapper)
-    model = runner.model.train()
-    make_loader = partial(runner.build_dataloader, config.train_dataloader)
-    if args.random:
-        from kat_mm.openmmlab.batches.random_batches import random_batches
-
-        loaded = random_batches(config, model, args.batches)
-    else:
-        loaded = list(islice(make_loader(), args.batches))
+    training = build_training(
+        config,
+        f'{config_path.replace("/", "_")}_{variant}',
+        'benchmark_training',
+        batches=args.batches,
+        random=args.random,
+        batch=args.batch,
+    )
+    model = training.model
     # The hook's, where there is a run.
     graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
-    turns = cycle(loaded)
-
-    def step_on(batch: dict) -> None:
-        loss = model.train_step(batch, optimizer)['loss']
-        if not torch.isfinite(loss):
-            raise SystemExit(f'error: the loss became {loss.item()}')
-
-    def held() -> int:
-        return owned_bytes(model, optimizer.optimizer) + (graphs.held_bytes() if graphs else 0)
-
-    return Subject(
-        step=lambda: step_on(next(turns)),
-        step_on=step_on,
-        batch=config.train_dataloader.batch_size,
-        held=held,
-        loader=make_loader,
-    )
+    return Subject(training, graphs)
 
 
 def main():
@@ -168,10 +147,12 @@ def main():
     for name, values in times.items():
         ms = spread(values)
         figures[name].update(median_ms=ms.median, q1_ms=ms.q1, q3_ms=ms.q3)
-        add_throughput(figures[name], subjects[name].batch)
+        add_throughput(figures[name], subjects[name].training.batch)
     if args.loader:
         for name, subject in subjects.items():
-            usage = loader_usage(subject.loader(), subject.step_on, args.steps, device)
+            usage = loader_usage(
+                subject.training.make_loader(), subject.step_on, args.steps, device
+            )
             figures[name].update(usage)
     add_step_ratios(figures, args.configs[0], 'first')
     source = origin(device)

@@ -27,23 +27,41 @@ def loader_usage(
         'loader_ms': wall-clock time of a step, loading included, in ms.
         'waiting': the part of it that the host waits for the loader, from 0 to 1.
     """
-    batches = _endless(loader)
-    for _ in range(_ready(loader) + 1):
+    batches = TimedBatches(loader)
+    for _ in range(ready_batches(loader) + 1):
         step(next(batches))
     synchronize(device)
-    waiting = 0.0
+    batches.waited = 0.0
     start = time.perf_counter()
     for _ in range(steps):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waiting += time.perf_counter() - asked
-        step(batch)
+        step(next(batches))
     synchronize(device)
     elapsed = time.perf_counter() - start
-    return {'loader_ms': 1e3 * elapsed / steps, 'waiting': waiting / elapsed}
+    return {'loader_ms': 1e3 * elapsed / steps, 'waiting': batches.waited / elapsed}
 
 
-def _ready(loader: DataLoader) -> int:
+class TimedBatches:
+    """The batches of a loader, which begins again after its last.
+
+    Attributes:
+        waited: seconds for which those who asked have waited.
+    """
+
+    def __init__(self, loader: Iterable):
+        self._batches = _endless(loader)
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> object:
+        asked = time.perf_counter()
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - asked
+        return batch
+
+
+def ready_batches(loader: DataLoader) -> int:
     """Returns how many batches the workers of a loader make ahead."""
     return loader.num_workers * (loader.prefetch_factor or 0)
 

@@ -68,6 +68,16 @@ def add_throughput(figure: dict, batch: int) -> None:
         figure['busy'] = figure['kernel_ms'] / figure['median_ms']
 
 
+def add_efficiency(rows: Sequence[dict]) -> None:
+    """Puts the efficiency, if one of the rows is of a single process, into all of them.
+
+    It is images per second against those of one process, times the number of processes.
+    """
+    alone = [row['images_per_s'] for row in rows if row['processes'] == 1]
+    for row in rows if alone else ():
+        row['efficiency'] = row['images_per_s'] / (row['processes'] * alone[0])
+
+
 def throughput_table(rows: Iterable[tuple[str, dict]], subject: str) -> Table:
     """Returns the table of images per second and of what a step waits for, headed `subject`."""
     table = Table()

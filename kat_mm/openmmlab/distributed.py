@@ -1,9 +1,11 @@
 """Training and testing in several processes, on a machine without GPUs too."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
@@ -41,3 +43,15 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
             )
             module = revert_sync_batchnorm(module)
         super().__init__(module, **kwargs)
+
+
+def use_ddp(config: Config) -> None:
+    """Has a config train by DistributedDataParallel."""
+    config.launcher = 'pytorch'
+    if get_device() == 'cpu':
+        distribute_on_cpu(config)
+
+
+# What has a config train in several processes, by name. Each of these has been told which it is by
+# RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; the runner is built from it then.
+ENGINES: dict[str, Callable[[Config], None]] = {'ddp': use_ddp}

@@ -11,6 +11,7 @@ import torch
 from kat_mm.benchmarking import rows
 from kat_mm.benchmarking.rows import (
     ORIGIN,
+    add_efficiency,
     append_csv,
     check_csv,
     commit,
@@ -115,3 +116,11 @@ def test_csv_that_cannot_be_written(tmp_path):
     ):
         with pytest.raises(DataError, match=rf'cannot be appended to \(({reason})\)'):
             check_csv(path, ('a',))
+
+
+def test_efficiency_refers_to_one_process():
+    runs = [dict(processes=n, images_per_s=rate) for n, rate in ((2, 180.0), (1, 100.0))]
+    add_efficiency(runs)
+    assert [run['efficiency'] for run in runs] == [0.9, 1.0]
+    add_efficiency(alone := [dict(processes=2, images_per_s=180.0)])
+    assert 'efficiency' not in alone[0]

@@ -15,7 +15,7 @@ IGNORED = 0.05  # share of the pixels
 INSTANCES = 7  # in an image, as COCO has
 
 
-def random_batches(config: Config, model: nn.Module, count: int) -> list[dict]:
+def random_batches(config: Config, model: nn.Module, count: int, seed: int = 0) -> list[dict]:
     """Makes batches as a data loader gives them, of the size that training resizes images to.
 
     Label maps are of patches of one class each, with some ignored pixels; instances are ellipses
@@ -25,11 +25,12 @@ def random_batches(config: Config, model: nn.Module, count: int) -> list[dict]:
         config: tells the size of images and batches.
         model: a segmentor of mmseg or a detector of mmdet.
         count: how many batches.
+        seed: others make other batches.
 
     Raises:
         ConfigError: for a model that is neither, or images of no certain size.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     loader = config.train_dataloader
     steps = {type_name(step) for node in nested(loader, 'pipeline') for step in node.pipeline}
     if hasattr(model, 'decode_head'):
