@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
 EXTRAS ?= test
+JOBS ?= 2
 PIP_FLAGS ?= -q --disable-pip-version-check
 
 ifneq ($(words $(VENV)),1)
@@ -40,7 +41,7 @@ demo-seg: $(BUILT)
 	$(RUN) tools/demo.py --config configs/kat_upernet_digits.py
 
 test: $(BUILT)
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n $(JOBS) --dist loadfile
 
 lint: $(BUILT)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c .ci/constraints.txt ruff clang-format

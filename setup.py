@@ -31,7 +31,7 @@ TARGET_FLAG = '-DTORCH_TARGET_VERSION=0x020a000000000000'  # the stable ABI of t
 CUDA_SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('ops/cuda/*.cu'))
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('ops/**/*.*h'))
 EXTRAS = {
-    'test': ['pytest', 'hypothesis', 'model-index'],
+    'test': ['pytest', 'pytest-xdist', 'hypothesis', 'model-index'],
     'export': ['onnx', 'onnxscript', 'onnxruntime'],  # of backbones to ONNX
 }
 CXX_FLAGS = ['-O3', '-g0', '-fvisibility=hidden', TARGET_FLAG]

@@ -6,6 +6,7 @@ from boxes import random_boxes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdet.models.task_modules.assigners import MaxIoUAssigner
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from kat_mm.detection import assign
@@ -27,7 +28,8 @@ def ours(boxes, valid, gt_boxes, gt_counts, pos_iou_thr, neg_iou_thr, min_pos_io
 
 
 def expected(boxes, valid, gt_boxes, gt_counts, **options):
-    assigner = MaxIoUAssigner(**options)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assigner = MaxIoUAssigner(**options)
     assigned = torch.full(valid.shape, -1, device=boxes.device)
     overlaps = torch.zeros(valid.shape, device=boxes.device)
     for i, count in enumerate(gt_counts.tolist()):
