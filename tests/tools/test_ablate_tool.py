@@ -43,6 +43,7 @@ def rows(path):
         return {row['variant']: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_study_is_trained_and_goes_on_after_a_kill(study, tmp_path):
     command = (tmp_path, TOOLS / 'ablate.py', study, '--cpu', '--out', 'out')
     run = run_alone(*command, KILL_AT='2')
