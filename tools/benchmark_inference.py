@@ -33,15 +33,10 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
-from kat_mm.errors import ConfigError
-from kat_mm.graphs import graph_parts
 from kat_mm.openmmlab import config_checks, configs
 from kat_mm.openmmlab.checkpoint_checks import check_all_loaded
-from kat_mm.openmmlab.hooks.cuda_graph import default_parts
-from kat_mm.openmmlab.stock import use_stock_parts
+from kat_mm.openmmlab.variants import add_variants, graphs_of, read_variant, variants
 
-BASELINE = '(stock)'
-GRAPHS = '(CUDA graphs)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
@@ -51,9 +46,7 @@ COLUMNS = (
 
 def build(config_path: str, args: argparse.Namespace, variant: str, device: torch.device):
     """Returns what predicts the next batch, and what tells how many bytes stay held between."""
-    config = configs.read_config(config_path, args.cfg_options)
-    if variant == BASELINE:
-        use_stock_parts(config)
+    config = read_variant(config_path, args.cfg_options, variant)
     config.test_dataloader.batch_size = args.batch
     config.train_dataloader.batch_size = args.batch
     config.work_dir = str(Path('work_dirs') / 'benchmark_inference')
@@ -71,8 +64,7 @@ def build(config_path: str, args: argparse.Namespace, variant: str, device: torc
     else:
         runner._init_model_weights()
     model = runner.model.eval()
-    # The hook's, where there is a run.
-    graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
+    graphs = graphs_of(model, variant)
     if args.random:
         from kat_mm.openmmlab.batches.random_batches import random_batches
 
@@ -108,12 +100,7 @@ def main():
     parser.add_argument('--warmup', type=positive, default=10, help='predictions before')
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
     parser.add_argument('--batch', type=positive, default=1, help='images in a batch')
-    parser.add_argument(
-        '--baseline', action='store_true', help='each config with the parts of mm itself, too'
-    )
-    parser.add_argument(
-        '--graphs', action='store_true', help='each config by CUDA graphs, too (on a GPU)'
-    )
+    add_variants(parser)
     parser.add_argument('--amp', action='store_true', help='in bf16 where autocast has it')
     parser.add_argument(
         '--random', action='store_true', help='random images of the size that training has'
@@ -124,11 +111,8 @@ def main():
     if args.csv:
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
-    if args.graphs and device.type != 'cuda':
-        raise ConfigError('--graphs: there is no GPU here')
     figures, calls = {}, {}
-    variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
-    choices = {f'{p} {variant}'.strip(): (p, variant) for variant in variants for p in args.configs}
+    choices = variants(args, device)
     for name, (path, variant) in choices.items():
         torch.manual_seed(0)
         calls[name], held = build(path, args, variant, device)

@@ -35,15 +35,11 @@ from kat_mm.benchmarking.timing import (
     time_in_turns,
 )
 from kat_mm.command_line import choose_device, positive, run_reporting_errors
-from kat_mm.errors import ConfigError
-from kat_mm.graphs import GraphedParts, graph_parts
+from kat_mm.graphs import GraphedParts
 from kat_mm.openmmlab import configs
-from kat_mm.openmmlab.hooks.cuda_graph import default_parts
-from kat_mm.openmmlab.stock import use_stock_parts
 from kat_mm.openmmlab.training_steps import TrainingSteps, build_training
+from kat_mm.openmmlab.variants import add_variants, graphs_of, read_variant, variants
 
-BASELINE = '(stock)'
-GRAPHS = '(CUDA graphs)'
 COLUMNS = (
     *ORIGIN,
     *('config', 'options', 'median_ms', 'q1_ms', 'q3_ms', 'kernel_ms', 'peak_mib'),
@@ -81,9 +77,7 @@ class Subject:
 
 
 def build(config_path: str, args: argparse.Namespace, variant: str) -> Subject:
-    config = configs.read_config(config_path, args.cfg_options)
-    if variant == BASELINE:
-        use_stock_parts(config)
+    config = read_variant(config_path, args.cfg_options, variant)
     training = build_training(
         config,
         f'{config_path.replace("/", "_")}_{variant}',
@@ -92,10 +86,7 @@ def build(config_path: str, args: argparse.Namespace, variant: str) -> Subject:
         random=args.random,
         batch=args.batch,
     )
-    model = training.model
-    # The hook's, where there is a run.
-    graphs = graph_parts(model, default_parts(model)) if variant == GRAPHS else None
-    return Subject(training, graphs)
+    return Subject(training, graphs_of(training.model, variant))
 
 
 def main():
@@ -106,12 +97,7 @@ def main():
     parser.add_argument('--steps', type=positive, default=50, help='timed steps of each config')
     parser.add_argument('--warmup', type=positive, default=10, help='steps before')
     parser.add_argument('--batches', type=positive, default=8, help='batches to go round in')
-    parser.add_argument(
-        '--baseline', action='store_true', help='each config with the parts of mm itself, too'
-    )
-    parser.add_argument(
-        '--graphs', action='store_true', help='each config by CUDA graphs, too (on a GPU)'
-    )
+    add_variants(parser)
     parser.add_argument('--batch', type=positive, help="images in a batch, by default the config's")
     parser.add_argument(
         '--random', action='store_true', help='random images and labels, without a data set'
@@ -127,11 +113,8 @@ def main():
     if args.csv:
         check_csv(args.csv, COLUMNS)
     device = choose_device(None)
-    if args.graphs and device.type != 'cuda':
-        raise ConfigError('--graphs: there is no GPU here')
     figures, subjects = {}, {}
-    variants = ['', *([BASELINE] if args.baseline else []), *([GRAPHS] if args.graphs else [])]
-    choices = {f'{p} {variant}'.strip(): (p, variant) for variant in variants for p in args.configs}
+    choices = variants(args, device)
     for name, (path, variant) in choices.items():
         torch.manual_seed(0)
         subjects[name] = build(path, args, variant)
